@@ -1,0 +1,58 @@
+"""Every error this package raises on purpose, in one tree.
+
+EditableError
+├── SiteError            a module path that does not exist or cannot be read as rows
+├── InputError           an edit or a call that cannot be understood
+│   └── UnknownEditError an id that was never given out, or is rolled back already
+├── VerificationError    an edit was learned, but the model does not do what it asks
+├── StateError           the operation does not fit the model's state (closed, compiled before attaching ...)
+├── LogError             the log cannot be read or trusted
+│   ├── WrongBaseError   the log or pack belongs to other base weights or another tokenizer
+│   └── CorruptLogError  a record's bytes or hash chain do not add up
+└── MissingPackageError  an optional package or packaged model is not installed
+
+Every message names the thing, the value seen, what was expected, and the next step.
+"""
+
+
+class EditableError(Exception):
+    """Base of all errors raised by this package."""
+
+
+class SiteError(EditableError):
+    """A module path does not exist, or its activation cannot be read as rows."""
+
+
+class InputError(EditableError, ValueError):
+    """An edit or a call that cannot be understood."""
+
+
+class UnknownEditError(InputError, KeyError):
+    """An edit id that was never given out, or that is rolled back already."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would print the repr
+
+
+class VerificationError(EditableError):
+    """An edit was learned, but the model does not do what it asks; nothing has changed."""
+
+
+class StateError(EditableError, RuntimeError):
+    """The operation does not fit the model's present state."""
+
+
+class LogError(EditableError):
+    """The log cannot be read or trusted."""
+
+
+class WrongBaseError(LogError):
+    """The log or pack belongs to other base weights, another tokenizer or another editor."""
+
+
+class CorruptLogError(LogError):
+    """A record's bytes or the hash chain do not add up."""
+
+
+class MissingPackageError(EditableError, ImportError):
+    """An optional package, or a packaged model, is not installed."""
