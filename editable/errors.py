@@ -15,8 +15,20 @@ Every message names the thing, the value seen, what was expected, and the next s
 """
 
 
-class EditableError(Exception):
-    """Base of all errors raised by this package."""
+from editable.memory.errors import CorruptLogError, EditableError, LogError, WrongBaseError
+
+__all__ = [
+    "CorruptLogError",
+    "EditableError",
+    "InputError",
+    "LogError",
+    "MissingPackageError",
+    "SiteError",
+    "StateError",
+    "UnknownEditError",
+    "VerificationError",
+    "WrongBaseError",
+]
 
 
 class SiteError(EditableError):
@@ -40,18 +52,6 @@ class VerificationError(EditableError):
 
 class StateError(EditableError, RuntimeError):
     """The operation does not fit the model's present state."""
-
-
-class LogError(EditableError):
-    """The log cannot be read or trusted."""
-
-
-class WrongBaseError(LogError):
-    """The log or pack belongs to other base weights, another tokenizer or another editor."""
-
-
-class CorruptLogError(LogError):
-    """A record's bytes or the hash chain do not add up."""
 
 
 class MissingPackageError(EditableError, ImportError):

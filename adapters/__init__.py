@@ -1,0 +1,1 @@
+"""What an edit does to the network. One editor per file; the list of editors is this folder."""
