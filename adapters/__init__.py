@@ -1,1 +1,5 @@
 """What an edit does to the network. One editor per file; the list of editors is this folder."""
+
+from editable.adapters.grace import GRACE
+
+__all__ = ["GRACE"]

@@ -118,7 +118,7 @@ class Verification:
         reliability: share of answer tokens (or labels) right on the prompt and the rephrases, teacher-forced.
         locality: share of the edit's locality inputs whose logits are bit-equal to the unedited model's;
             1.0 where none were given.
-        collisions: ids of live edits whose scope the new edit's key falls into and that answer otherwise.
+        collisions: ids of live edits that answer otherwise and whose scope had to be parted from the new edit's.
     """
 
     reliability: float

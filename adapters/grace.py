@@ -1,0 +1,334 @@
+"""GRACE: General Retrieval Adapters for Continual Editing (Hartvigsen et al., NeurIPS 2023).
+
+A codebook of balls in activation space decides, at the key token of each row, which edit applies; a learned value then
+stands in for the model's own activation. Two forms:
+
+- `values="per_token"` (default): one value per answer token, end token included, behind the last block. The value of
+  the j-th token is written where that token is due: at the j-th position after the key token, as long as the tokens in
+  between are the answer's own. Nothing before the final norm changes, so cached keys and values are the base model's,
+  and a value is found through the final norm and the unembedding alone.
+- `values="single"`: the published form, one value at the key token of a feed-forward's down projection in a late block;
+  later blocks carry its effect on through attention.
+
+Classifiers have one answer and no tokens to come: key and value are the input of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from editable.edit import Patch
+from editable.editor import Call
+from editable.inputs import Batch, Request
+from editable.learn import Capture, Probe, at_columns, shortfall
+from editable.memory.radius import Codebook, Placed
+from editable.memory.rows import Rows
+from editable.site import Site, block_paths, classifier_head, down_projection, find_module, writes_text
+
+RADIUS_SHARE = 0.5  # of the spread: no false fire on 800 unrelated questions, see benchmarks/locality
+PUBLISHED_DEPTH = 0.9  # layer 27 of 30; the published configurations use 27 of 28 to 35 of 48
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The state: an immutable codebook and what each of its keys stands for.
+
+    Args:
+        book: keys and radii; one row per key.
+        values: (m, features) all values, an edit's in a row.
+        answers: (a,) all answer tokens, an edit's in a row.
+        spans: (n, 4) of each key: first value, number of values, first answer token, number of answer tokens.
+        longest: most tokens in any answer.
+        count: live edits.
+    """
+
+    book: Codebook
+    values: Rows
+    answers: Rows
+    spans: Rows
+    longest: int = 0
+    count: int = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+
+@dataclass(frozen=True)
+class GRACE:
+    """GRACE as an editor; the instance is the configuration.
+
+    Args:
+        values: one value per answer token behind the last block, or the published single value.
+        site: where the single value is written: a module path or glob; None chooses the down projection at nine
+            tenths of the depth. For classifiers and per-token values the place is given by the model.
+        radius: initial radius of a ball (Euclidean, in the key's space); None measures it: half the typical distance
+            between unrelated inputs at the site.
+        probability: what each answer token must reach at least when its value is learned.
+        steps: most steps of learning per value.
+    """
+
+    values: Literal["per_token", "single"] = "per_token"
+    site: str | None = None
+    radius: float | None = None
+    probability: float = 0.98
+    steps: int = 50
+
+    def sites(self, model: nn.Module) -> Mapping[str, Site]:
+        """Role to site; see the module docstring."""
+        if self.values == "single" and (writes_text(model) or self.site):
+            path = self._published_path(model)
+            return {"key": Site(path, side="input"), "value": Site(path)}
+        if not writes_text(model):
+            head = Site(find_module(model, self.site) if self.site else classifier_head(model), side="input")
+            return {"key": head, "value": head}
+        last = Site(find_module(model, self.site) if self.site else block_paths(model)[-1])
+        return {"key": last, "value": last}
+
+    def _published_path(self, model: nn.Module) -> str:
+        if self.site:
+            return find_module(model, self.site)
+        blocks = block_paths(model)
+        return down_projection(model, blocks[int(PUBLISHED_DEPTH * (len(blocks) - 1) + 0.5)])
+
+    def empty(self) -> Entries:
+        """No entry yet; widths are taken from the first patch."""
+        return Entries(Codebook.empty(0), Rows.empty(0), Rows.empty(dtype=torch.long), Rows.empty(4, dtype=torch.long))
+
+    # Serving
+
+    def apply(self, call: Call, rows: Tensor, state: Entries) -> Tensor:
+        """Decide at the key site, write at the value site; rows (batch, positions, features)."""
+        if call.role == "key":
+            _decide(call, rows, state)
+            return rows
+        return _write(call, rows, state)
+
+    # Learning
+
+    def learn(self, requests: Sequence[Request], state: Entries, probe: Probe) -> tuple[Entries, list[Patch]]:
+        """One forward for all keys and warm starts, then every value by itself."""
+        sites = self.sites(probe.model)
+        batch = probe.reader.batch(requests)
+        seen = probe.capture(batch, list(sites.values()))
+        keys = at_columns(seen.rows[sites["key"]], _key_columns(batch)).float()
+        values = self._learn_values(batch, seen, sites["value"], probe)
+        radius = self._initial_radius(keys, sites["key"], probe)
+        patches = []
+        for index, request in enumerate(requests):
+            own = (batch.requests == index).nonzero()[:, 0]
+            state, patch = _enter(state, request, keys[own], values[index], radius)
+            patches.append(patch)
+        return state, patches
+
+    def _initial_radius(self, keys: Tensor, site: Site, probe: Probe) -> float:
+        if self.radius is not None:
+            return self.radius
+        # Without reference inputs (images) the scale of the activation itself has to do.
+        return RADIUS_SHARE * (probe.spread(site) or 0.2 * float(keys.norm(dim=1).mean()))
+
+    def _learn_values(self, batch: Batch, seen: Capture, site: Site, probe: Probe) -> list[Tensor]:
+        """Values (k, features) of each request, learned on its prompt; rephrases share them."""
+        first = torch.tensor([int((batch.requests == r).nonzero()[0]) for r in range(int(batch.requests.max()) + 1)])
+        first = first.to(batch.requests.device)
+        prompts, rows = batch.select(first), seen.rows[site][first]
+        if self.values == "single" and prompts.columns is not None:
+            return list(self._single(prompts, rows, site, probe)[:, None])
+        return self._per_token(prompts, rows, site, probe)
+
+    def _single(self, prompts: Batch, rows: Tensor, site: Site, probe: Probe) -> Tensor:
+        replay = probe.replay(prompts, site)
+
+        def loss(values: Tensor, which: Tensor) -> Tensor:
+            return shortfall(replay(values, which), prompts.answers[which], self.probability).sum(dim=1)
+
+        return probe.descend(loss, at_columns(rows, _key_columns(prompts)), self.steps, chunk=32)
+
+    def _per_token(self, prompts: Batch, rows: Tensor, site: Site, probe: Probe) -> list[Tensor]:
+        due = prompts.answers != -100  # (requests, longest answer)
+        columns = torch.zeros_like(prompts.answers) if prompts.columns is None else prompts.columns
+        columns = columns.clamp_max(rows.shape[1] - 1)
+        start = rows.gather(1, columns[..., None].expand(-1, -1, rows.shape[-1]))[due]
+        targets, tail = prompts.answers[due], probe.tail(site)
+
+        def loss(values: Tensor, which: Tensor) -> Tensor:
+            return shortfall(tail(values), targets[which], self.probability)
+
+        found = probe.descend(loss, start, self.steps)
+        return list(found.split(due.sum(dim=1).tolist()))
+
+    # The edit set
+
+    def insert(self, patch: Patch, state: Entries) -> Entries:
+        """The state with a patch learned earlier."""
+        return _insert(state, patch, [_placed(p) for p in patch.meta.get("placed", ())])
+
+    def forget(self, edit_ids: frozenset[str], state: Entries) -> Entries:
+        """The state as if those edits had never been inserted."""
+        gone = len(edit_ids.intersection(o for o in state.book.owners if o is not None))
+        return replace(state, book=state.book.forget(edit_ids), count=state.count - gone)
+
+    def conflicts(self, edit_id: str, state: Entries) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(superseded ids, ids of edits that answer otherwise and whose ball the edit's keys fell into)."""
+        book = state.book
+        placed = [book.placed[row] for row, owner in enumerate(book.owners) if owner == edit_id]
+        lost = {book.owners[row] for p in placed for row in p.superseded} - {None, edit_id}
+        split = {book.owners[p.nearest] for p in placed if p.kind == "split"} - {None, edit_id}
+        return tuple(sorted(str(o) for o in lost)), tuple(sorted(str(o) for o in split))
+
+
+def _key_columns(batch: Batch) -> Tensor | None:
+    return None if batch.columns is None else batch.columns[:, 0]
+
+
+def _decide(call: Call, rows: Tensor, state: Entries) -> None:
+    """Which entry each row falls under, looked up at its key token; kept for the decode steps that follow."""
+    if call.ordinal is not None and call.key is None:
+        return  # a decode step, or an early chunk of the prompt
+    best: dict[str, Tensor] | None = None
+    for lag in _lags(call, rows, state):
+        row, hit = state.book.find(call.at_key(rows, lag))
+        best = _prefer(best, _decision(call, rows, state, row, hit, lag))
+    assert best is not None
+    earlier = call.decision
+    call.decide(best if earlier is None else _prefer(earlier, best))
+
+
+def _lags(call: Call, rows: Tensor, state: Entries) -> list[int]:
+    """How many answer tokens may already follow the prompt at the end of a row.
+
+    A text that ends in an edit's prompt and the first tokens of its answer (a teacher-forced pass, a generation that is
+    recomputed without a cache) has its key token before those. On the CPU the lags at which no answer starts are left
+    out; on an accelerator looking would mean waiting for it, so all are tried.
+    """
+    if call.tokens is None or call.key is None or not call.is_sequence(rows):
+        return [0]
+    longest = min(state.longest, call.tokens.shape[1] - 1)
+    if call.tokens.device.type != "cpu":
+        return list(range(longest + 1))
+    tokens, key = call.tokens.numpy(), call.key.numpy()
+    columns = key[:, None] - np.arange(longest)  # (batch, longest): where an answer of 1, 2 ... tokens would start
+    starts = np.isin(np.take_along_axis(tokens, columns.clip(0), axis=1), _first_tokens(state))
+    return [0, *(np.flatnonzero((starts & (columns > 0)).any(axis=0)) + 1)]
+
+
+def _first_tokens(state: Entries) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    return state.answers.view[state.spans.view[:, 2]].cpu().numpy()
+
+
+def _decision(call: Call, rows: Tensor, state: Entries, row: Tensor, hit: Tensor, lag: int) -> dict[str, Tensor]:
+    """The entry (batch,), whether it is hit, the key token's ordinal, and the answer tokens seen after it."""
+    origin = torch.zeros_like(row)
+    said = row.new_full((len(row), state.longest + 1), -1)
+    if call.key is not None and call.is_sequence(rows):
+        ordinal = call.ordinals(rows)
+        origin = ordinal.gather(1, (call.key - lag).clamp_min(0)[:, None])[:, 0]
+        said = _heard(call, said, ordinal - origin[:, None])
+        hit = hit & (call.key >= lag) & (_agrees(said, row, state)[:, lag] | (call.tokens is None))
+    return {"row": row, "hit": hit, "origin": origin, "said": said}
+
+
+def _prefer(first: Mapping[str, Tensor] | None, second: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Row by row the second decision where it hits, else the first."""
+    if first is None:
+        return second
+    hit = second["hit"]
+    width = min(first["said"].shape[1], second["said"].shape[1])
+    parts = {"row": first["row"], "origin": first["origin"], "hit": first["hit"], "said": first["said"][:, :width]}
+    return {
+        name: torch.where(hit if old.ndim == 1 else hit[:, None], second[name][:, :width] if old.ndim > 1 else second[name], old)
+        for name, old in parts.items()
+    }
+
+
+def _heard(call: Call, said: Tensor, offset: Tensor) -> Tensor:
+    """`said` (batch, longest + 1) with this forward's tokens at their offsets (batch, positions) after the key token.
+
+    The token at offset j goes to column j - 1; the last column takes what is no part of an answer.
+    """
+    if call.tokens is None:
+        return said
+    spare = said.shape[1] - 1
+    column = torch.where((offset >= 1) & (offset <= spare), offset - 1, spare)
+    return said.scatter(1, column, call.tokens)
+
+
+def _agrees(said: Tensor, row: Tensor, state: Entries) -> Tensor:
+    """(batch, longest + 1): whether the first j tokens after the key token are the first j of the entry's answer."""
+    device = said.device
+    spans, answers = state.spans.on(device)[row], state.answers.on(device)
+    steps = torch.arange(said.shape[1] - 1, device=device)
+    expected = answers[(spans[:, 2:3] + steps).clamp_max(len(answers) - 1)]
+    same = (said[:, :-1] == expected) & (steps < spans[:, 3:4])
+    return torch.cat([same.new_ones(len(row), 1), same.long().cumprod(dim=1).bool()], dim=1)
+
+
+def _write(call: Call, rows: Tensor, state: Entries) -> Tensor:
+    """Put each row's value where it is due."""
+    decision = call.decision
+    if decision is None:
+        return rows
+    row, hit, said = decision["row"], decision["hit"], decision["said"]
+    offset = call.ordinals(rows) - decision["origin"][:, None]  # (batch, positions)
+    spans = state.spans.on(rows.device)[row]
+    due = hit[:, None] & (offset >= 0) & (offset < spans[:, 1:2])
+    if call.tokens is not None and call.is_sequence(rows):
+        said = _heard(call, said, offset)
+        call.decide({**decision, "said": said})
+        due &= _agrees(said, row, state).gather(1, offset.clamp(0, said.shape[1] - 1))
+    values = state.values.on(rows.device)[(spans[:, :1] + offset * due)]  # (batch, positions, features)
+    return torch.where(due[..., None], values.to(rows.dtype), rows)
+
+
+def _enter(
+    state: Entries, request: Request, keys: Tensor, values: Tensor, radius: float
+) -> tuple[Entries, Patch]:
+    """The state with one newly learned edit, and its patch, which says how each key was placed."""
+    tensors = {"keys": keys, "values": values, "answer": torch.tensor(request.answer)}
+    meta = {"radius": radius, "namespace": request.edit.namespace}
+    patch = Patch(request.id, {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}, meta)
+    state = _insert(state, patch, [], keys.device)
+    placed = [_plain(p) for p in state.book.placed[len(state.book) - len(keys) :]]
+    return state, replace(patch, meta={**meta, "placed": placed})
+
+
+def _insert(
+    state: Entries, patch: Patch, placed: Sequence[Placed], device: torch.device | str | None = None
+) -> Entries:
+    keys, values, answer = (patch.tensors[name] for name in ("keys", "values", "answer"))
+    if len(state.spans) == 0:
+        device = device or "cpu"
+        state = Entries(
+            Codebook.empty(keys.shape[1], device=device),
+            Rows.empty(values.shape[1], device=device),
+            Rows.empty(dtype=torch.long, device=device),
+            Rows.empty(4, dtype=torch.long, device=device),
+        )
+    span = torch.tensor([len(state.values), len(values), len(state.answers), len(answer)])
+    book = state.book
+    label = (patch.meta["namespace"], tuple(answer.tolist()))
+    for index, key in enumerate(keys.to(book.radii.device)):
+        book = book.add(key, label, patch.edit_id, patch.meta["radius"], placed[index] if placed else None)
+    return Entries(
+        book,
+        state.values.append(values),
+        state.answers.append(answer),
+        state.spans.append(span.expand(len(keys), 4)),
+        max(state.longest, len(answer)),
+        state.count + 1,
+    )
+
+
+def _plain(placed: Placed) -> list[object]:
+    """As JSON; the distance as a hexadecimal float, which is exact."""
+    return [placed.kind, placed.nearest, placed.distance.hex(), list(placed.superseded)]
+
+
+def _placed(plain: Sequence[object]) -> Placed:
+    kind, nearest, distance, superseded = plain
+    return Placed(kind, nearest, float.fromhex(str(distance)), tuple(superseded))  # type: ignore[arg-type]

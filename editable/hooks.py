@@ -1,0 +1,335 @@
+"""The permanent hooks: put on a model once, decided anew in every call, taken off by `close`.
+
+A root pre-hook pins the version a forward sees and reads its arguments; a hook at each site lets the editors act; a root
+post-hook ties decisions to the KV cache. Edits never add or remove a hook. Knows no editing method.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from editable.carry import Carried, carried_by, carry
+from editable.editor import Call, Editor
+from editable.errors import StateError
+from editable.latency import Latency
+from editable.prompt import Generation, prompt_width, read_call
+from editable.site import Site, is_seq2seq
+from editable.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One editor at one site, in one of the roles it gave the site."""
+
+    editor: str
+    role: str
+    site: Site
+
+
+class Hooks:
+    """All hooks of one attachment.
+
+    Args:
+        model: the user's own model object, or a shadow of it.
+        editors: name to editor, in the order in which they act at a shared site.
+        published: gives the version that a call starting now sees.
+        latency: where spans are recorded; None records nothing.
+
+    Raises:
+        StateError: the model was compiled before.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        editors: Mapping[str, Editor],
+        published: Callable[[], Snapshot],
+        latency: Latency | None = None,
+    ) -> None:
+        refuse_compiled(model)
+        self.model = model
+        self.editors = editors
+        self.published = published
+        self.latency = latency
+        self.placements = [
+            Placement(name, role, site)
+            for name, editor in editors.items()
+            for role, site in editor.sites(model).items()
+        ]
+        self.call: ContextVar[Call | None] = ContextVar("editable_call", default=None)
+        self.generation: ContextVar[Generation | None] = ContextVar("editable_generation", default=None)
+        self._seq2seq = is_seq2seq(model)
+        self._parameters = [
+            p.name
+            for p in inspect.signature(model.forward).parameters.values()
+            if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        ]
+        self._handles: list[RemovableHandle] = []
+        try:
+            self._put_on()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _put_on(self) -> None:
+        self._handles.append(self.model.register_forward_pre_hook(Inert.before(self.open), with_kwargs=True, prepend=True))
+        # always_call: a forward that raises must not leave its call behind for a module called on its own later.
+        self._handles.append(
+            self.model.register_forward_hook(Inert.after(self.close), with_kwargs=True, always_call=True)
+        )
+        for placement in _registration_order(self.placements):
+            self._handles.append(self._put_on_site(placement))
+        if hasattr(self.model, "generate"):
+            self.model.generate = GenerateInPlace(self)  # type: ignore[assignment]
+        for packed in ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager"):
+            if hasattr(self.model, packed):
+                setattr(self.model, packed, RefuseInPlace(self.model, packed))
+
+    def _put_on_site(self, placement: Placement) -> RemovableHandle:
+        module = self.model.get_submodule(placement.site.path)
+        act = torch.compiler.disable(functools.partial(self.act, placement))
+        if placement.site.side == "input":
+            return module.register_forward_pre_hook(_InputHook(placement.site, act), with_kwargs=True)
+        # prepend: captured hidden states and the user's own hooks get to see the edited value.
+        return module.register_forward_hook(_OutputHook(placement.site, act), prepend=True)
+
+    def remove(self) -> None:
+        """Take everything off; the model is what it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for name in ("generate", "generate_batch", "init_continuous_batching", "continuous_batching_context_manager"):
+            if isinstance(vars(self.model).get(name), GenerateInPlace | RefuseInPlace):
+                delattr(self.model, name)
+
+    def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pin the version this forward sees and work out its key tokens."""
+        arguments = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        if self._seq2seq and arguments.get("decoder_input_ids") is None:
+            arguments["decoder_input_ids"] = self._shifted_labels(arguments)
+        generation = self.generation.get()
+        carried = carried_by(arguments.get("past_key_values"))
+        snapshot = carried.snapshot if carried else generation.snapshot if generation else self.published()
+        call = read_call(arguments, snapshot, self._seq2seq, generation, carried)
+        if self.latency is not None:
+            call.timer = self.latency.begin(_device(arguments))
+        call.token = self.call.set(call)
+
+    def _shifted_labels(self, arguments: Mapping[str, Any]) -> Any:
+        shift = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+        labels = arguments.get("labels")
+        return shift(labels=labels) if shift is not None and labels is not None else None
+
+    def act(self, placement: Placement, activation: Any) -> Any:
+        """Let one editor act at one site; None where nothing changes."""
+        call = self.call.get()
+        if call is None:
+            return None
+        state = call.snapshot.states.get(placement.editor)
+        if state is None:
+            return None
+        mark = call.timer.enter() if call.timer else None
+        rows = placement.site.read(activation)
+        call.editor, call.role = placement.editor, placement.role
+        edited = self.editors[placement.editor].apply(call, rows, state)
+        changed = None if edited is rows else placement.site.write(activation, edited)
+        if call.timer:
+            call.timer.leave(mark, placement.editor, placement.site.path)
+        return changed
+
+    def close(self, kwargs: Mapping[str, Any], output: Any) -> None:
+        """Tie decisions to the cache, record the latency, unpin."""
+        call = self.call.get()
+        if call is None:
+            return
+        self.call.reset(call.token)
+        cache = _cache_of(output) if output is not None else None
+        if cache is not None and call.ordinal is not None:
+            seen = call.past + call.ordinal.shape[1]
+            carry(cache, Carried(call.snapshot, seen, call.pads, call.decisions))
+        if self.latency is not None and call.timer is not None and output is not None:
+            hits = {name: d["hit"] for name, d in call.decisions.items() if "hit" in d}
+            batch, positions = call.ordinal.shape if call.ordinal is not None else (1, 1)
+            self.latency.end(call.timer, call.phase, batch, positions, hits or None)
+
+    @contextmanager
+    def generating(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Every forward inside sees one version and knows where the prompt ended."""
+        arguments = {**({"inputs": args[0]} if args else {}), **kwargs}
+        carried = carried_by(arguments.get("past_key_values"))
+        outer = self.generation.get()
+        snapshot = carried.snapshot if carried else outer.snapshot if outer else self.published()
+        width = prompt_width(arguments, self._seq2seq)
+        token = self.generation.set(Generation(snapshot, width, arguments.get("attention_mask")))
+        try:
+            yield
+        finally:
+            self.generation.reset(token)
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """A graph compiled without the hooks would go on without them, silently.
+
+    Raises:
+        StateError: the model, one of its modules, or its class's forward is compiled already.
+    """
+    compiled = type(model).__name__ == "OptimizedModule" or getattr(model, "_compiled_call", None) is not None
+    compiled = compiled or any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+    if compiled or _has_compiled_forward(model):
+        raise StateError(
+            f"{type(model).__name__} is compiled already, expected an uncompiled model, since its graph would not see "
+            "the edits; attach first and compile afterwards (torch._dynamo.reset() drops graphs compiled earlier)."
+        )
+
+
+def _has_compiled_forward(model: nn.Module) -> bool:
+    code = getattr(type(model).forward, "__code__", None)
+    code = getattr(inspect.unwrap(type(model).forward), "__code__", code)
+    if code is None:
+        return False
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    return bool(_debug_get_cache_entry_list(code))
+
+
+def _registration_order(placements: Sequence[Placement]) -> list[Placement]:
+    """Output hooks are put in front of one another, so the last registered acts first."""
+    inputs = [p for p in placements if p.site.side == "input"]
+    outputs = [p for p in placements if p.site.side == "output"]
+    return inputs + outputs[::-1]
+
+
+def _device(arguments: Mapping[str, Any]) -> torch.device:
+    for value in arguments.values():
+        if isinstance(value, torch.Tensor):
+            return value.device
+    return torch.device("cpu")
+
+
+def _cache_of(output: Any) -> Any:
+    cache = getattr(output, "past_key_values", None)
+    if cache is None and isinstance(output, tuple):
+        cache = next((part for part in output if hasattr(part, "get_seq_length")), None)
+    return cache if hasattr(cache, "get_seq_length") else None
+
+
+class Inert:
+    """A hook on the user's model. A copy or a pickle of it does nothing: copied models are plain base models."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return nothing
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _give_nothing, ()
+
+    @staticmethod
+    def before(act: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> _BeforeHook:
+        """A root pre-hook."""
+        return _BeforeHook(torch.compiler.disable(act))
+
+    @staticmethod
+    def after(act: Callable[[Mapping[str, Any], Any], None]) -> _AfterHook:
+        """A root post-hook."""
+        return _AfterHook(torch.compiler.disable(act))
+
+
+def nothing(*_args: Any, **_kwargs: Any) -> None:
+    """What our hooks become in a copied model."""
+
+
+def _give_nothing() -> Callable[..., None]:
+    return nothing
+
+
+@dataclass(eq=False)
+class _BeforeHook(Inert):
+    act: Callable[[tuple[Any, ...], dict[str, Any]], None]
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.act(args, kwargs)
+
+
+@dataclass(eq=False)
+class _AfterHook(Inert):
+    act: Callable[[Mapping[str, Any], Any], None]
+
+    def __call__(self, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        self.act(kwargs, output)
+
+
+@dataclass(eq=False)
+class _OutputHook(Inert):
+    site: Site
+    act: Callable[[Any], Any]
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        return self.act(output)
+
+
+@dataclass(eq=False)
+class _InputHook(Inert):
+    site: Site
+    act: Callable[[Any], Any]
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            changed = self.act(args[0])
+            return None if changed is None else ((changed, *args[1:]), kwargs)
+        name = next(iter(kwargs))
+        changed = self.act(kwargs[name])
+        return None if changed is None else (args, {**kwargs, name: changed})
+
+
+class GenerateInPlace:
+    """Stands in for the model's own `generate`, which it calls, so that a whole generation sees one version."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.hooks = hooks
+        functools.update_wrapper(self, type(hooks.model).generate)  # type: ignore[arg-type]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        model = self.hooks.model
+        with self.hooks.generating(args, kwargs):
+            return type(model).generate(model, *args, **kwargs)  # type: ignore[operator]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return MethodType(type(self.hooks.model).generate, memo[id(self.hooks.model)])  # type: ignore[arg-type]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _own_method, (self.hooks.model, "generate")
+
+
+class RefuseInPlace:
+    """Stands in for a method that packs several requests into one row, where edits cannot be decided."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model = model
+        self.name = name
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise StateError(
+            f"{type(self.model).__name__}.{self.name} packs several requests into one row (continuous batching), "
+            "expected one request a row, since edits are decided row by row; use generate() with a padded batch, or "
+            "close the EditableModel first."
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return MethodType(getattr(type(self.model), self.name), memo[id(self.model)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _own_method, (self.model, self.name)
+
+
+def _own_method(model: nn.Module, name: str) -> Any:
+    return MethodType(getattr(type(model), name), model)

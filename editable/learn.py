@@ -1,0 +1,359 @@
+"""How edits are learned without touching what is served: the weight-sharing shadow, skipping what an edit cannot
+change, and the one optimisation loop that all learners share.
+
+Knows module trees and losses; knows no editing method.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editable.errors import SiteError
+from editable.hooks import Inert
+from editable.inputs import Batch, Reader
+from editable.site import Site, block_paths, classifier_head
+
+CHUNK = 512  # vectors that go through the vocabulary head at once; bounds memory to CHUNK x vocabulary
+
+
+def shadow_of(model: nn.Module) -> nn.Module:
+    """A second module tree over the same storage, in eval mode, without our hooks and without gradients.
+
+    Costs milliseconds and no memory: parameters are detached aliases, buffers are the same tensors. What is done to
+    its modules (hooks, replaced forwards) is not done to the model's.
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer
+    for module in model.modules():
+        for kind in ("_forward_hooks", "_forward_pre_hooks"):
+            hooks = getattr(module, kind)
+            # The user's own hooks are part of what the model computes: kept, by reference.
+            memo[id(hooks)] = OrderedDict((k, h) for k, h in hooks.items() if not isinstance(h, Inert))
+    return copy.deepcopy(model, memo).eval()
+
+
+def shares_storage(shadow: nn.Module, model: nn.Module) -> bool:
+    """Whether the shadow still stands over the model's weights (the model may have been moved)."""
+    pairs = zip(shadow.parameters(), model.parameters(), strict=False)
+    return all(a.data_ptr() == b.data_ptr() and a.device == b.device for a, b in pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """What one unedited forward over a batch showed.
+
+    Args:
+        rows: site to its rows (batch, positions, features).
+        logits: (batch, longest answer, vocabulary) at the answer positions, or (batch, 1, classes).
+    """
+
+    rows: Mapping[Site, Tensor]
+    logits: Tensor
+
+
+class Probe:
+    """What `learn` may do with a model: look at activations, run what comes after a site, optimise.
+
+    Everything happens on the shadow.
+    """
+
+    def __init__(self, shadow: nn.Module, reader: Reader, reference: Sequence[str] = ()) -> None:
+        self.model = shadow
+        self.reader = reader
+        self._reference = reference
+        self._spreads: dict[Site, float] = {}
+        self._tuples: dict[str, int] = {}  # block to the length of the tuple its forward gives; 0 for a tensor
+
+    def capture(self, batch: Batch, sites: Sequence[Site]) -> Capture:
+        """One unedited forward over the batch: the rows at each site, and the logits at the answer positions."""
+        seen: dict[Site, Any] = {}
+        with ExitStack() as stack, torch.no_grad():
+            for site in set(sites):
+                stack.enter_context(_watching(self.model, site, seen))
+            logits = self.logits(batch)
+        return Capture({site: site.read(activation) for site, activation in seen.items()}, logits)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(batch, longest answer, vocabulary) of a forward over the batch, computed at the answer positions only."""
+        if batch.columns is None:
+            return _logits_of(self.model(**batch.arguments)).unsqueeze(1)
+        with _only_at(self.model.get_output_embeddings(), batch.columns):  # type: ignore[operator]
+            return _logits_of(self.model(**batch.arguments, use_cache=False))
+
+    def tail(self, site: Site) -> Callable[[Tensor], Tensor]:
+        """What turns single vectors (n, features) at the site into logits (n, vocabulary).
+
+        Only for sites after which each position is computed by itself: behind the last block, or a classifier's head.
+
+        Raises:
+            SiteError: attention follows the site.
+        """
+        if not self.reader.text:
+            if site != Site(classifier_head(self.model), side="input"):
+                raise SiteError(f"Site {site.path!r} is not the input of the classifier's head, which values need.")
+            return lambda vectors: self.model.get_submodule(site.path)(vectors.to(self._dtype))
+        blocks = block_paths(self.model)
+        if site != Site(blocks[-1]):
+            raise SiteError(
+                f"Site {site.path!r} has attention after it, expected the output of the last block {blocks[-1]!r} "
+                "for one value per answer token; use values='single' to write elsewhere."
+            )
+        return lambda vectors: self._behind_blocks(blocks, vectors)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+
+    def _behind_blocks(self, blocks: Sequence[str], vectors: Tensor) -> Tensor:
+        token = torch.zeros((len(vectors), 1), dtype=torch.long, device=vectors.device)
+        arguments: dict[str, Any] = {"input_ids": token, "use_cache": False}
+        if self.reader.seq2seq:
+            arguments = {"decoder_input_ids": token, "encoder_outputs": self._no_encoding(vectors), "use_cache": False}
+        given = self._shaped_like_output(blocks[-1], vectors[:, None].to(self._dtype))
+        with _skipping(self.model, dict.fromkeys(blocks, given)):
+            return _logits_of(self.model(**arguments))[:, -1]
+
+    def _shaped_like_output(self, block: str, hidden: Tensor) -> Any:
+        """`hidden` alone or at the head of a tuple, as the block's own forward would give it; looked at once."""
+        if block not in self._tuples:
+            blank = {"input_ids": torch.zeros((1, 1), dtype=torch.long, device=hidden.device)}
+            if self.reader.seq2seq:
+                blank["decoder_input_ids"] = blank["input_ids"]
+            zero = torch.zeros((1, 1), dtype=torch.long, device=hidden.device)
+            output = self._output_of(Batch(blank, zero, zero - 100, zero[0]), block)
+            self._tuples[block] = len(output) if isinstance(output, tuple) else 0
+        extra = self._tuples[block] - 1
+        return hidden if extra < 0 else (hidden, *[None] * extra)
+
+    def _no_encoding(self, vectors: Tensor) -> tuple[Tensor]:
+        return (vectors.new_zeros((len(vectors), 1, self.model.config.hidden_size), dtype=self._dtype),)  # type: ignore[union-attr, arg-type]
+
+    def replay(self, batch: Batch, site: Site) -> Callable[[Tensor, Tensor], Tensor]:
+        """What turns one value per row, put at the key token of `site`, into logits at the answer positions.
+
+        The forward up to the block that holds the site runs once, here; each call runs the rest. The returned function
+        takes values (n, features) and rows (n,) of the batch, and gives (n, longest answer, vocabulary).
+        """
+        blocks = block_paths(self.model) if self.reader.text else []
+        earlier = blocks[: blocks.index(_holding_block(blocks, site))] if blocks else []
+        known = self._output_of(batch, earlier[-1]) if earlier else None
+
+        def run(values: Tensor, rows: Tensor) -> Tensor:
+            part = batch.select(rows)
+            with ExitStack() as stack:
+                if known is not None:
+                    stack.enter_context(_skipping(self.model, dict.fromkeys(earlier, _pick(known, rows, len(batch)))))
+                stack.enter_context(_putting(self.model, site, values, part.columns))
+                return self.logits(part)
+
+        return run
+
+    def _output_of(self, batch: Batch, path: str) -> Any:
+        """What a block's forward gives over the batch: a tensor, or a tuple that starts with it."""
+        seen: dict[Site, Any] = {}
+        with _watching(self.model, Site(path), seen), torch.no_grad():
+            self.logits(batch)
+        return seen[Site(path)]
+
+    def descend(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        start: Tensor,
+        steps: int,
+        rate: float = 1.0,
+        chunk: int = CHUNK,
+    ) -> Tensor:
+        """Move every row of `start` (n, features) until its own loss is 0, and stop there row by row.
+
+        `loss` takes the rows that are still open (m, features) and their indices (m,), and gives (m,) losses that are
+        0 exactly where a row is done. The step is Polyak's: the loss over the squared gradient norm, which needs no
+        learning rate, since the least loss is known to be 0.
+        """
+        values = start.detach().float().clone()
+        for begin in range(0, len(values), chunk):
+            rows = torch.arange(begin, min(begin + chunk, len(values)), device=values.device)
+            self._descend_rows(loss, values, rows, steps, rate)
+        return values
+
+    @staticmethod
+    def _descend_rows(
+        loss: Callable[[Tensor, Tensor], Tensor], values: Tensor, rows: Tensor, steps: int, rate: float
+    ) -> None:
+        for _ in range(steps):
+            moving = values[rows].requires_grad_()
+            with torch.enable_grad():
+                left = loss(moving, rows).float()
+            open_rows = left > 0
+            if not bool(open_rows.any()):
+                return
+            (gradient,) = torch.autograd.grad(left.sum(), moving)
+            stride = rate * left / gradient.square().sum(dim=1).clamp_min(1e-12)
+            values[rows] = torch.where(open_rows[:, None], moving - stride[:, None] * gradient, moving).detach()
+            rows = rows[open_rows]
+
+    def spread(self, site: Site) -> float:
+        """The typical (median) distance from an unrelated input's activation at the site to its nearest neighbour.
+
+        What a radius is measured against. Text models are shown the reference prompts once; others have none, and 0.0
+        is returned.
+        """
+        if site not in self._spreads:
+            self._spreads[site] = self._measured_spread(site)
+        return self._spreads[site]
+
+    def _measured_spread(self, site: Site) -> float:
+        if self.reader.tokenizer is None or not self._reference:
+            return 0.0
+        nearest = torch.cdist(*[self.keys([self.reader.arguments(text) for text in self._reference], site)] * 2)
+        nearest = nearest.fill_diagonal_(math.inf).amin(dim=1)
+        return float(nearest.median())
+
+    def keys(self, prompts: Sequence[Mapping[str, Tensor]], site: Site) -> Tensor:
+        """(n, features) activations at the key token of each prompt, from one forward."""
+        arguments = self.reader.stack(prompts)
+        last = arguments["attention_mask"].sum(dim=1) - 1 if "attention_mask" in arguments else None
+        if self.reader.seq2seq:
+            last = torch.zeros(len(prompts), dtype=torch.long, device=self.reader.device)
+            start = torch.full_like(last, self.reader.decoder_start)
+            arguments["decoder_input_ids"] = start[:, None]
+        columns = None if last is None or not self.reader.text else last[:, None]
+        nothing = torch.full((len(prompts), 1), -100, device=self.reader.device)
+        rows = self.capture(Batch(arguments, columns, nothing, nothing[:, 0]), [site]).rows[site]
+        return at_columns(rows, last).float()
+
+
+def at_columns(rows: Tensor, columns: Tensor | None) -> Tensor:
+    """(n, features): of rows (n, positions, features) the one at each column; their mean where they are not tokens."""
+    if columns is None or rows.shape[1] == 1:
+        return rows.mean(dim=1)
+    return rows[torch.arange(len(rows), device=rows.device), columns]
+
+
+def shortfall(logits: Tensor, targets: Tensor, probability: float) -> Tensor:
+    """How far each target's log-odds stay below those of `probability`: 0 where it is reached.
+
+    logits (..., vocabulary), targets (...) with -100 for none; returns (...).
+    """
+    logits = logits.float()
+    index = targets.clamp_min(0)[..., None]
+    wanted = logits.gather(-1, index).squeeze(-1)
+    others = logits.scatter(-1, index, -math.inf).logsumexp(dim=-1)
+    margin = math.log(probability / (1 - probability))
+    return (margin - (wanted - others)).clamp_min(0) * (targets != -100)
+
+
+def _logits_of(output: Any) -> Tensor:
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        logits = output[0] if isinstance(output, tuple) else output
+    return logits  # type: ignore[no-any-return]
+
+
+def _holding_block(blocks: Sequence[str], site: Site) -> str:
+    for path in blocks:
+        if site.path == path or site.path.startswith(f"{path}."):
+            return path
+    raise SiteError(f"Site {site.path!r} is in none of the blocks {blocks[0]!r} ..., expected a module inside one.")
+
+
+def _pick(output: Any, rows: Tensor, batch: int) -> Any:
+    """Rows of a block's output; a tuple's further tensors (T5's position bias) may be shared by all rows."""
+    if isinstance(output, Tensor):
+        return output[rows] if len(output) == batch else output
+    return tuple(_pick(part, rows, batch) if isinstance(part, Tensor) else part for part in output)
+
+
+@contextmanager
+def _watching(model: nn.Module, site: Site, seen: dict[Site, Any]) -> Iterator[None]:
+    """Keep the site's activation of every forward, as it is."""
+    module = model.get_submodule(site.path)
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[site] = args[0] if args else next(iter(kwargs.values()))
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen[site] = output
+
+    if site.side == "input":
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(after)
+    with handle:
+        yield
+
+
+@contextmanager
+def _only_at(head: nn.Module, columns: Tensor) -> Iterator[None]:
+    """Give the vocabulary head only the columns (batch, k) of its input."""
+
+    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        return (hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1])), *args[1:])
+
+    with head.register_forward_pre_hook(before):
+        yield
+
+
+@contextmanager
+def _putting(model: nn.Module, site: Site, values: Tensor, columns: Tensor | None) -> Iterator[None]:
+    """Put one value per row (n, features) at the row's key token of the site, or everywhere where not tokens."""
+    module = model.get_submodule(site.path)
+
+    def put(activation: Any) -> Any:
+        rows = site.read(activation)
+        at = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+        if columns is not None and rows.shape[1] > 1:
+            at = torch.arange(rows.shape[1], device=rows.device) == columns[:, :1]
+        return site.write(activation, torch.where(at[..., None], values[:, None].to(rows.dtype), rows))
+
+    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (put(args[0]), *args[1:])
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+        return put(output)
+
+    if site.side == "input":
+        handle = module.register_forward_pre_hook(before)
+    else:
+        handle = module.register_forward_hook(after)
+    with handle:
+        yield
+
+
+@contextmanager
+def _skipping(model: nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
+    """Blocks that give what they are told to instead of computing."""
+    with ExitStack() as stack:
+        for path, output in outputs.items():
+            block = model.get_submodule(path)
+            stack.callback(_put_back, block, vars(block).get("forward"))
+            block.forward = _Give(output)  # type: ignore[method-assign]
+        yield
+
+
+def _put_back(block: nn.Module, own: Any) -> None:
+    del block.forward
+    if own is not None:  # a forward that sat on the instance before (accelerate puts one there)
+        block.forward = own
+
+
+@dataclass(frozen=True, eq=False)
+class _Give:
+    """The forward of a block that is skipped."""
+
+    output: Any
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        return self.output

@@ -1,0 +1,142 @@
+"""The edits of a model as a person sees them: a list that explains itself in a terminal and in a notebook."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, overload
+
+from torch import Tensor
+
+from editable.edit import Edit, ModelInput
+
+WIDTH = 44  # characters of a prompt or target that a table shows
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One edit with its history.
+
+    Args:
+        id: its id.
+        editor: name of the editor that holds it.
+        prompt: text, or a description of the tensor.
+        target: text or label.
+        rephrases: as given, described like the prompt.
+        subject: as given.
+        namespace: as given.
+        version: the version that first showed it.
+        rolled_back: the version that no longer showed it, None while it is live.
+        superseded_by: id of the live edit that took its place, if one did.
+    """
+
+    id: str
+    editor: str
+    prompt: str
+    target: str | int | None
+    rephrases: tuple[str, ...]
+    subject: str | None
+    namespace: str
+    version: int
+    rolled_back: int | None = None
+    superseded_by: str | None = None
+
+    @property
+    def state(self) -> str:
+        """One word, and whose doing it is."""
+        if self.rolled_back is not None:
+            return f"rolled back in v{self.rolled_back}"
+        return f"superseded by {self.superseded_by}" if self.superseded_by else "live"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {**asdict(self), "rephrases": list(self.rephrases), "state": self.state}
+
+
+def described(edit: Edit) -> dict[str, Any]:
+    """An edit as plain JSON, for the log; tensors are described by their shape."""
+    return {
+        "prompt": _text(edit.prompt),
+        "target": edit.target,
+        "rephrases": [_text(r) for r in edit.rephrases],
+        "subject": edit.subject,
+        "namespace": edit.namespace,
+    }
+
+
+def _text(prompt: ModelInput) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Tensor):
+        return f"<tensor {'x'.join(map(str, prompt.shape))}>"
+    return f"<inputs {', '.join(sorted(prompt))}>"
+
+
+class Edits(Sequence[Listed]):
+    """Edits in the order they came, live ones by default; index by position or by id."""
+
+    def __init__(self, edits: Sequence[Listed], version: int) -> None:
+        self._edits = list(edits)
+        self._version = version
+
+    @overload
+    def __getitem__(self, index: int | str) -> Listed: ...
+    @overload
+    def __getitem__(self, index: slice) -> Edits: ...
+    def __getitem__(self, index: int | str | slice) -> Listed | Edits:
+        if isinstance(index, str):
+            return {edit.id: edit for edit in self._edits}[index]
+        if isinstance(index, slice):
+            return Edits(self._edits[index], self._version)
+        return self._edits[index]
+
+    def __len__(self) -> int:
+        return len(self._edits)
+
+    def __iter__(self) -> Iterator[Listed]:
+        return iter(self._edits)
+
+    def __repr__(self) -> str:
+        if not self._edits:
+            return f"no edits (version {self._version})"
+        lines = [HEADINGS, *(_cells(edit) for edit in self._edits)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+        rows = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        count = f"{len(self._edits)} edit{'s' if len(self._edits) != 1 else ''} (version {self._version})"
+        return "\n".join([count, *rows])
+
+    def _repr_html_(self) -> str:
+        if not self._edits:
+            return f"<p>{html.escape(repr(self))}</p>"
+        head = "".join(f"<th>{html.escape(h)}</th>" for h in HEADINGS)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(edit)) + "</tr>" for edit in self._edits
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+HEADINGS = ("id", "prompt", "target", "editor", "version", "state")
+
+
+def _cells(edit: Listed) -> tuple[str, ...]:
+    return (edit.id, _short(edit.prompt), _short(str(edit.target)), edit.editor, f"v{edit.version}", edit.state)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+
+
+def listed(records: Mapping[str, Any], edit_id: str, editor: str, version: int) -> Listed:
+    """From what `described` gave."""
+    return Listed(
+        id=edit_id,
+        editor=editor,
+        prompt=records["prompt"],
+        target=records["target"],
+        rephrases=tuple(records["rephrases"]),
+        subject=records["subject"],
+        namespace=records["namespace"],
+        version=version,
+    )

@@ -1,0 +1,558 @@
+"""EditableModel: a model that can be edited while it serves.
+
+What happens when, and to whom it is visible: attaching, calling, editing, rolling back, versions, closing. Knows no
+editing method by name.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from editable import verify
+from editable.digest import base_digest, tokenizer_digest
+from editable.edit import Edit, ModelInput, Patch, Receipt, Verification
+from editable.editor import Editor
+from editable.errors import InputError, StateError, UnknownEditError
+from editable.hooks import Hooks, Inert
+from editable.inputs import Reader, Request
+from editable.latency import Latency
+from editable.learn import Probe, shadow_of, shares_storage
+from editable.listing import Edits, Listed, described, listed
+from editable.memory.log import Entry, Identity, Log, Record
+from editable.pack import Packed, read_pack, write_pack
+from editable.snapshot import Snapshot
+from editable.stream import Stream
+
+RECENT = 32  # versions kept ready for at(); older ones are rebuilt from the history
+
+
+class EditableModel:
+    """Wraps a model in place: the user's own object sees the edits, and `close` gives it back unchanged.
+
+    Args:
+        model: a Hugging Face or torchvision model, or any module whose structure has a place for the editor.
+        tokenizer: what reads text for it; None for models without text.
+        editor: the one editor; or `editors`, a mapping of name to editor, the first of which is the default.
+        log: path of the durable history, created if absent, replayed if present; None keeps history in memory.
+        source: how the model was loaded, noted in a new log so that tools can load it again.
+
+    Raises:
+        StateError: the model is compiled or has an EditableModel attached already.
+        WrongBaseError: the log belongs to other weights, another tokenizer or other editors.
+        CorruptLogError: the log does not add up.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        editor: Editor | None = None,
+        *,
+        editors: Mapping[str, Editor] | None = None,
+        log: str | Path | None = None,
+        source: str = "",
+    ) -> None:
+        self.editors = _named(editor, editors)
+        if any(isinstance(hook, Inert) for hook in model._forward_pre_hooks.values()):
+            raise StateError(
+                f"This {type(model).__name__} has an EditableModel attached already, expected a model without one; "
+                "give that one further editors with editors={...}, or close() it first."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.latency = Latency()
+        self._reader = Reader(model, tokenizer)
+        self._source = source
+        self._known_identity: Identity | None = None
+        self._snapshot = Snapshot()
+        self._recent: OrderedDict[int, Snapshot] = OrderedDict([(0, self._snapshot)])
+        self._records: list[Record] = []
+        self._listed: dict[str, Listed] = {}
+        self._pinned: ContextVar[Snapshot | None] = ContextVar("editable_pinned", default=None)
+        self._writer = threading.RLock()
+        self._closed = False
+        self._probe: Probe | None = None
+        self._shadow_sees = Snapshot()
+        self._stream = Stream(self.edit)
+        self._log: Log | None = None
+        self._hooks = Hooks(model, self.editors, self._visible, self.latency)
+        try:
+            if log is not None:
+                self._log = Log(log, self._identity)
+                self._recall(list(self._log.records()))
+        except BaseException:
+            self._hooks.remove()
+            raise
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        editor: Editor | None = None,
+        *,
+        editors: Mapping[str, Editor] | None = None,
+        log: str | Path | None = None,
+        **hf_kwargs: Any,
+    ) -> EditableModel:
+        """Load a model by name, path or hub id (`editable.models.load`) and attach to it."""
+        from editable import models
+
+        model, tokenizer = models.load(name, **hf_kwargs)
+        return cls(model, tokenizer, editor, editors=editors, log=log, source=str(name))
+
+    # Serving
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, edits included; the same as calling the model itself."""
+        return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's `generate`, edits included; the same as calling the model's own."""
+        return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+
+    def ask(self, prompt: ModelInput, max_new_tokens: int = 64) -> str:
+        """The model's greedy answer as text, up to its end token; a classifier's label, by name where it has one."""
+        arguments = self._reader.arguments(prompt)
+        if not self._reader.text:
+            with torch.no_grad():
+                output = self.model(**arguments)
+            label = int(getattr(output, "logits", output).argmax(dim=-1))
+            names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
+            return str(names.get(label, label))
+        stacked = self._reader.stack([arguments])
+        with torch.no_grad():
+            tokens = self.generate(
+                **stacked, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self._reader.pad
+            )
+        start = 0 if self._reader.seq2seq else stacked["input_ids"].shape[1]
+        return str(self.tokenizer.decode(tokens[0, start:], skip_special_tokens=True))
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """Inside, calls of this thread see the base model."""
+        with self._pin(Snapshot()):
+            yield
+
+    @contextmanager
+    def at(self, version: int) -> Iterator[None]:
+        """Inside, calls of this thread see the edits as they were at that version.
+
+        Raises:
+            InputError: there was no such version.
+        """
+        with self._pin(self._snapshot_at(version)):
+            yield
+
+    @contextmanager
+    def _pin(self, snapshot: Snapshot) -> Iterator[None]:
+        token = self._pinned.set(snapshot)
+        try:
+            yield
+        finally:
+            self._pinned.reset(token)
+
+    def _visible(self) -> Snapshot:
+        return self._pinned.get() or self._snapshot
+
+    # The edit set
+
+    @property
+    def version(self) -> int:
+        """The version that a call starting now sees; counts up by one with every change."""
+        return self._snapshot.version
+
+    @property
+    def edits(self) -> Edits:
+        """The live edits, in the order they came. Prints as a table, in a notebook too."""
+        return Edits([e for e in self._listed.values() if e.rolled_back is None], self.version)
+
+    @property
+    def history(self) -> Edits:
+        """All edits, those rolled back included."""
+        return Edits(list(self._listed.values()), self.version)
+
+    @overload
+    def edit(self, edits: Edit, *, editor: str | None = None, verify: bool = True) -> Receipt: ...
+    @overload
+    def edit(self, edits: Sequence[Edit], *, editor: str | None = None, verify: bool = True) -> list[Receipt]: ...
+    def edit(
+        self, edits: Edit | Sequence[Edit], *, editor: str | None = None, verify: bool = True
+    ) -> Receipt | list[Receipt]:
+        """Learn, check, log and publish one edit, or several as one atomic version.
+
+        Args:
+            edits: one edit (gives a receipt) or a sequence (gives a receipt each).
+            editor: name of the editor to use; the first by default.
+            verify: whether an edit that is not right on its own prompt and rephrases is refused. With False it is
+                published all the same, and the receipt says what was measured.
+
+        Raises:
+            InputError: an edit that cannot be understood.
+            VerificationError: an edit failed its checks. Nothing has changed.
+            StateError: the model is closed.
+        """
+        if isinstance(edits, Edit):
+            return self._edit([edits], self._editor_name(editor), verify)[0]
+        return self._edit(list(edits), self._editor_name(editor), verify)
+
+    def _edit(self, edits: Sequence[Edit], name: str, refuse: bool) -> list[Receipt]:
+        with self._writer:
+            self._check_open()
+            if not edits:
+                raise InputError("The list of edits is empty, expected at least one Edit.")
+            phases = Phases()
+            requests = [self._reader.request(secrets.token_hex(6), edit) for edit in edits]
+            phases.end("read")
+            editor, probe = self.editors[name], self._learning()
+            state, patches = editor.learn(requests, self._state_of(name), probe)
+            candidate = self._snapshot.replace(self.version + 1, {name: state})
+            phases.end("learn")
+            conflicts = {r.id: editor.conflicts(r.id, state) for r in requests}
+            checks = self._verified(requests, candidate, conflicts, refuse)
+            phases.end("verify")
+            entries = [
+                _entry(name, request, patch, check, conflicts[request.id][0])
+                for request, patch, check in zip(requests, patches, checks, strict=True)
+            ]
+            records = self._append(candidate.version, entries)
+            phases.end("log")
+            self._publish(candidate, records)
+            phases.end("publish")
+            return [
+                Receipt(r.id, candidate.version, check, conflicts[r.id][0], phases.seconds)
+                for r, check in zip(requests, checks, strict=True)
+            ]
+
+    def _verified(
+        self,
+        requests: Sequence[Request],
+        candidate: Snapshot,
+        conflicts: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]],
+        refuse: bool,
+    ) -> list[Verification]:
+        probe = self._learning()
+        with self._shadow_at(candidate):
+            found = verify.reliability(requests, probe)
+            checks = [
+                Verification(
+                    right,
+                    verify.locality(request.edit.locality, probe, lambda: self._shadow_at(Snapshot())),
+                    conflicts[request.id][1],
+                )
+                for request, (right, _) in zip(requests, found, strict=True)
+            ]
+        if refuse:
+            # An edit that a later one of the same batch took the place of cannot be right, and need not be.
+            lost = {edit_id for superseded, _ in conflicts.values() for edit_id in superseded}
+            kept = [i for i, request in enumerate(requests) if request.id not in lost]
+            verify.refuse_failed(
+                [requests[i] for i in kept], [checks[i] for i in kept], [found[i][1] for i in kept], self._decode
+            )
+        return checks
+
+    def rollback(self, edit_id: str | Sequence[str]) -> int:
+        """Take one edit (or several, atomically) back: from the next version on, outputs are as if it had never been.
+
+        Returns:
+            The version without it.
+
+        Raises:
+            UnknownEditError: an id that was never given out, or is rolled back already.
+            StateError: the model is closed.
+        """
+        ids = [edit_id] if isinstance(edit_id, str) else list(edit_id)
+        with self._writer:
+            self._check_open()
+            for one in ids:
+                self._check_live(one)
+            changed = {
+                name: self.editors[name].forget(frozenset(ids), self._state_of(name))
+                for name in {self._listed[one].editor for one in ids}
+            }
+            snapshot = self._snapshot.replace(self.version + 1, changed)
+            entries = [Entry("rollback", one, self._listed[one].editor) for one in ids]
+            self._publish(snapshot, self._append(snapshot.version, entries))
+            return snapshot.version
+
+    def submit(self, edit: Edit, *, editor: str | None = None) -> Future[Receipt]:
+        """Queue an edit for the background writer; calls that start after the future is done see it.
+
+        Blocks while the queue is full. The future can be cancelled until its edit is being learned.
+        """
+        self._check_open()
+        return self._stream.submit(edit, self._editor_name(editor))
+
+    def edit_stream(
+        self,
+        edits: Iterable[Edit],
+        batch_size: int = 8,
+        *,
+        editor: str | None = None,
+        on_error: Callable[[Edit, Exception], None] | None = None,
+    ) -> Iterator[Receipt]:
+        """Insert a stream of edits, one version per batch; yields receipts as they are published.
+
+        Args:
+            edits: any iterable; read as it is needed.
+            batch_size: edits learned and published together.
+            editor: name of the editor to use; the first by default.
+            on_error: called with each edit that fails, which is then left out; by default the first failure raises
+                (what was yielded before stays published).
+        """
+        name = self._editor_name(editor)
+        return self._stream.batches(edits, batch_size, name, on_error)
+
+    # Carrying edits elsewhere
+
+    def export(self, path: str | Path) -> None:
+        """Write the live edits to one file, for `load` in a process with the same base."""
+        live = {e.id for e in self.edits}
+        records = [r for r in self._history() if r.kind == "edit" and r.edit_id in live]
+        packed = [
+            Packed(Patch(r.edit_id, r.tensors, r.meta["patch"]), r.editor, r.meta["request"]) for r in records
+        ]
+        write_pack(path, packed, self._identity)
+
+    def load(self, path: str | Path) -> int:
+        """Publish the edits of a pack as one version; those already live here are left alone.
+
+        Returns:
+            The version that shows them.
+
+        Raises:
+            WrongBaseError: the pack was made with other weights, another tokenizer or other editors.
+            CorruptLogError: the file does not add up.
+            InputError: no such file, or an edit in it was rolled back here.
+        """
+        with self._writer:
+            self._check_open()
+            packed = [p for p in read_pack(path, self._identity) if self._is_new(p.patch.edit_id)]
+            if not packed:
+                return self.version
+            states = dict(self._snapshot.states)
+            entries = []
+            for one in packed:
+                # Where a key was placed is true only for the history it was learned in.
+                meta = {k: v for k, v in one.patch.meta.items() if k != "placed"}
+                patch = replace(one.patch, meta=meta)
+                state = states.get(one.editor, self.editors[one.editor].empty())
+                states[one.editor] = self.editors[one.editor].insert(patch, state)
+                superseded, _ = self.editors[one.editor].conflicts(patch.edit_id, states[one.editor])
+                about = {"request": dict(one.request), "patch": meta, "superseded": list(superseded)}
+                entries.append(Entry("edit", patch.edit_id, one.editor, patch.tensors, about))
+            snapshot = self._snapshot.replace(self.version + 1, states)
+            self._publish(snapshot, self._append(snapshot.version, entries))
+            return snapshot.version
+
+    def _is_new(self, edit_id: str) -> bool:
+        known = self._listed.get(edit_id)
+        if known is not None and known.rolled_back is not None:
+            raise InputError(
+                f"Edit {edit_id!r} of the pack was rolled back here in version {known.rolled_back}, expected an edit "
+                "that was not; make the edit again if it is wanted after all."
+            )
+        return known is None
+
+    def close(self) -> None:
+        """Stop the background writer, take all hooks off, close the log. The model is what it was; idempotent."""
+        self._stream.close()
+        with self._writer:
+            self._closed = True
+            self._hooks.remove()
+            self._probe = None
+            if self._log is not None:
+                self._log.close()
+
+    def __enter__(self) -> EditableModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"version {self.version}, {len(self.edits)} live edits"
+        return f"EditableModel({type(self.model).__name__}, {', '.join(self.editors)}, {state})"
+
+    # Inside
+
+    @property
+    def _identity(self) -> Identity:
+        if self._known_identity is None:
+            config = {name: [type(e).__name__, asdict(e)] for name, e in self.editors.items()}  # type: ignore[call-overload]
+            self._known_identity = Identity(
+                base_digest(self.model), tokenizer_digest(self.tokenizer), json.dumps(config, sort_keys=True), self._source
+            )
+        return self._known_identity
+
+    def _editor_name(self, name: str | None) -> str:
+        if name is None:
+            return next(iter(self.editors))
+        if name not in self.editors:
+            raise InputError(f"Editor {name!r} is not attached, expected one of {', '.join(self.editors)}.")
+        return name
+
+    def _state_of(self, name: str) -> Any:
+        return self._snapshot.states.get(name, self.editors[name].empty())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError("This EditableModel is closed, expected an open one; attach a new one to edit again.")
+
+    def _check_live(self, edit_id: str) -> None:
+        known = self._listed.get(edit_id)
+        if known is None:
+            raise UnknownEditError(
+                f"Edit {edit_id!r} is unknown, expected the id of a live edit; print em.edits to see them."
+            )
+        if known.rolled_back is not None:
+            raise UnknownEditError(
+                f"Edit {edit_id!r} was rolled back in version {known.rolled_back} already, expected the id of a live "
+                "edit; print em.edits to see them."
+            )
+
+    def _learning(self) -> Probe:
+        if self._probe is None or not shares_storage(self._probe.model, self.model):
+            shadow = shadow_of(self.model)
+            Hooks(shadow, self.editors, lambda: self._shadow_sees)
+            reference = resources.files("editable").joinpath("reference.txt").read_text().splitlines()
+            self._probe = Probe(shadow, Reader(shadow, self.tokenizer), reference)
+        return self._probe
+
+    @contextmanager
+    def _shadow_at(self, snapshot: Snapshot) -> Iterator[None]:
+        before, self._shadow_sees = self._shadow_sees, snapshot
+        try:
+            yield
+        finally:
+            self._shadow_sees = before
+
+    def _decode(self, tokens: Tensor) -> str:
+        if self._reader.text and self.tokenizer is not None:
+            return str(self.tokenizer.decode(tokens))
+        return str(tokens.tolist())
+
+    def _append(self, version: int, entries: Sequence[Entry]) -> Sequence[Record]:
+        if self._log is not None:
+            return self._log.append(version, entries)
+        records = [_unlogged(len(self._records) + i + 1, version, entry) for i, entry in enumerate(entries)]
+        self._records.extend(records)
+        return records
+
+    def _history(self) -> Iterable[Record]:
+        return self._records if self._log is None else self._log.records()
+
+    def _publish(self, snapshot: Snapshot, records: Sequence[Record]) -> None:
+        for record in records:
+            self._note(record)
+        self._snapshot = snapshot  # the one assignment that makes it visible
+        self._keep(snapshot)
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        self._recent[snapshot.version] = snapshot
+        while len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+
+    def _note(self, record: Record) -> None:
+        if record.kind == "rollback":
+            gone = self._listed[record.edit_id]
+            self._listed[record.edit_id] = replace(gone, rolled_back=record.version)
+            for edit_id in self._took_over.pop(record.edit_id, ()):
+                self._listed[edit_id] = replace(self._listed[edit_id], superseded_by=None)
+            return
+        self._listed[record.edit_id] = listed(record.meta["request"], record.edit_id, record.editor, record.version)
+        for edit_id in record.meta.get("superseded", ()):
+            if edit_id in self._listed:
+                self._listed[edit_id] = replace(self._listed[edit_id], superseded_by=record.edit_id)
+                self._took_over.setdefault(record.edit_id, []).append(edit_id)
+
+    @property
+    def _took_over(self) -> dict[str, list[str]]:
+        return self.__dict__.setdefault("_took_over_ids", {})  # type: ignore[no-any-return]
+
+    def _recall(self, records: Sequence[Record]) -> None:
+        if records:
+            for record in records:
+                self._note(record)
+            self._snapshot = self._rebuilt(records)
+            self._keep(self._snapshot)
+
+    def _rebuilt(self, records: Sequence[Record]) -> Snapshot:
+        """The snapshot that a history leads to: everything inserted in order, then what was rolled back forgotten."""
+        states: dict[str, Any] = {}
+        gone: dict[str, set[str]] = {}
+        for record in records:
+            if record.kind == "rollback":
+                gone.setdefault(record.editor, set()).add(record.edit_id)
+                continue
+            editor = self.editors[record.editor]
+            patch = Patch(record.edit_id, record.tensors, record.meta["patch"])
+            states[record.editor] = editor.insert(patch, states.get(record.editor, editor.empty()))
+        for name, ids in gone.items():
+            states[name] = self.editors[name].forget(frozenset(ids), states[name])
+        return Snapshot().replace(records[-1].version, states)
+
+    def _snapshot_at(self, version: int) -> Snapshot:
+        if version in self._recent:
+            return self._recent[version]
+        if not 0 <= version <= self.version:
+            raise InputError(f"Version {version} does not exist, expected one from 0 to {self.version}.")
+        records = [r for r in self._history() if r.version <= version]
+        return self._rebuilt(records) if records else Snapshot()
+
+
+class Phases:
+    """Seconds spent in each phase of one edit."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def end(self, phase: str) -> None:
+        """The phase that began with the previous one's end (or with construction) is over."""
+        now = time.perf_counter()
+        self.seconds[phase] = now - self._since
+        self._since = now
+
+
+def _named(editor: Editor | None, editors: Mapping[str, Editor] | None) -> dict[str, Editor]:
+    if (editor is None) == (not editors):
+        raise InputError(
+            f"Got editor={editor!r} and editors={editors!r}, expected exactly one of them; "
+            "for example EditableModel(model, tokenizer, editor=GRACE())."
+        )
+    return dict(editors) if editors else {type(editor).__name__.lower(): editor}  # type: ignore[dict-item]
+
+
+def _entry(
+    editor: str, request: Request, patch: Patch, check: Verification, superseded: tuple[str, ...]
+) -> Entry:
+    about = {
+        "request": described(request.edit),
+        "patch": dict(patch.meta),
+        "verified": {**asdict(check), "collisions": list(check.collisions)},
+        "superseded": list(superseded),
+    }
+    return Entry("edit", request.id, editor, patch.tensors, about)
+
+
+def _unlogged(seq: int, version: int, entry: Entry) -> Record:
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return Record(
+        entry.kind, entry.edit_id, entry.editor, entry.tensors, entry.meta,
+        seq=seq, version=version, created=created, hash="",
+    )

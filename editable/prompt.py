@@ -1,0 +1,137 @@
+"""Where the prompt of each row ends: reads the arguments of one forward into a `Call`.
+
+Knows what tokenised batches look like (masks, padding sides, caches, labels); knows nothing of edits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editable.carry import Carried
+from editable.editor import Call
+from editable.errors import StateError
+from editable.snapshot import Snapshot
+
+
+@dataclass(slots=True)
+class Generation:
+    """One running `generate`: the version it sees, and how many columns its prompt has (None: not known yet)."""
+
+    snapshot: Snapshot
+    width: int | None
+    mask: Tensor | None = None  # (batch, width) as given; static caches pass only a prepared 4-D one to forward
+
+
+def prompt_width(arguments: Mapping[str, Any], seq2seq: bool) -> int | None:
+    """Columns of the prompt that `generate` was called with, tokens already in a cache included."""
+    if seq2seq:
+        return 1 if arguments.get("decoder_input_ids") is None else None
+    widths = [
+        arguments[name].shape[1]
+        for name in ("inputs", "input_ids", "inputs_embeds", "attention_mask")
+        if isinstance(arguments.get(name), Tensor) and arguments[name].ndim >= 2
+    ]
+    return max(widths) if widths else 1
+
+
+def read_call(
+    arguments: Mapping[str, Any],
+    snapshot: Snapshot,
+    seq2seq: bool = False,
+    generation: Generation | None = None,
+    carried: Carried | None = None,
+) -> Call:
+    """The call of one forward: its tokens, their ordinals, and each row's key token where it is among them.
+
+    Raises:
+        StateError: requests are packed into one row (continuous batching).
+    """
+    if arguments.get("cu_seq_lens_q") is not None:
+        raise StateError(
+            "This forward packs several requests into one row (cu_seq_lens_q is set: continuous batching), expected one "
+            "request a row, since edits are decided row by row; use generate() with a padded batch instead."
+        )
+    tokens = arguments.get("decoder_input_ids" if seq2seq else "input_ids")
+    shaped = tokens if tokens is not None else arguments.get("decoder_inputs_embeds" if seq2seq else "inputs_embeds")
+    if shaped is None or shaped.ndim < 2:
+        return Call(snapshot, decisions=dict(carried.decisions) if carried else {})
+    past = carried.seen if carried else cached_length(arguments.get("past_key_values"))
+    call = Call(snapshot, tokens=tokens, past=past, decisions=dict(carried.decisions) if carried else {})
+    real = _real_tokens(arguments, shaped, past, seq2seq, generation)
+    call.pads = (~real).sum(dim=1) if real is not None else carried.pads if carried else None
+    call.ordinal = _ordinals(shaped, past, real, call.pads)
+    call.key = _key_column(arguments, call.ordinal, past, real, seq2seq, generation)
+    call.phase = "decode" if past and call.key is None else "prefill"
+    return call
+
+
+def cached_length(cache: Any) -> int:
+    """Tokens already in a KV cache."""
+    length = getattr(cache, "get_seq_length", None)
+    return int(length()) if length is not None else 0
+
+
+def _real_tokens(
+    arguments: Mapping[str, Any], shaped: Tensor, past: int, seq2seq: bool, generation: Generation | None
+) -> Tensor | None:
+    """(batch, past + positions) which columns are real tokens; None where all are, or after the prompt."""
+    end = past + shaped.shape[1]
+    mask = arguments.get("decoder_attention_mask" if seq2seq else "attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        mask = generation.mask if generation is not None and not seq2seq else None
+    if mask is None or mask.shape[1] < end or (past and shaped.shape[1] == 1):
+        return None
+    real = mask[:, :end].to(device=shaped.device, dtype=torch.bool)
+    return real if len(real) == len(shaped) else real.repeat_interleave(len(shaped) // len(real), dim=0)
+
+
+def _ordinals(shaped: Tensor, past: int, real: Tensor | None, pads: Tensor | None) -> Tensor:
+    batch, positions = shaped.shape[:2]
+    if real is not None:
+        return real.long().cumsum(dim=1)[:, past:] - 1
+    ordinal = torch.arange(past, past + positions, device=shaped.device).expand(batch, positions)
+    return ordinal if pads is None else ordinal - pads[:, None]
+
+
+def _key_column(
+    arguments: Mapping[str, Any],
+    ordinal: Tensor,
+    past: int,
+    real: Tensor | None,
+    seq2seq: bool,
+    generation: Generation | None,
+) -> Tensor | None:
+    """(batch,) the key token's column among this forward's positions, or None where it is not there."""
+    batch, positions = ordinal.shape
+    last = torch.full((batch,), positions - 1, dtype=torch.long, device=ordinal.device)
+    if generation is not None:
+        if generation.width is None:
+            generation.width = past + positions
+        column = generation.width - 1 - past
+        if not 0 <= column < positions:
+            return None
+        return _last_real(last - (positions - 1 - column), real, past)
+    if seq2seq:
+        return None if past else torch.zeros_like(last)  # the decoder's start token ends its prompt
+    if past and positions == 1:
+        return None
+    key = _last_real(last, real, past)
+    labels = arguments.get("labels")
+    if isinstance(labels, Tensor) and labels.shape == ordinal.shape:
+        before_answer = (labels != -100).long().argmax(dim=1) - 1
+        key = torch.where(before_answer >= 0, before_answer, key)
+    return key
+
+
+def _last_real(column: Tensor, real: Tensor | None, past: int) -> Tensor:
+    """The last real token at or before `column` (batch,)."""
+    if real is None:
+        return column
+    window = real[:, past:]
+    index = torch.arange(window.shape[1], device=window.device)
+    return torch.where(window & (index <= column[:, None]), index, 0).amax(dim=1)

@@ -1,0 +1,182 @@
+"""Where an editor acts, and how the activation there reads as (batch, positions, features) rows.
+
+The only file that knows activation layouts, and the only one that chooses modules from a model's tree. It asks
+structure and shapes, never model names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from editable.errors import SiteError
+
+
+@dataclass(frozen=True)
+class Site:
+    """One side of one module, read and written as rows of shape (batch, positions, features).
+
+    Args:
+        path: dotted module path, as in `model.named_modules()`.
+        side: act on what goes into the module (its first tensor argument) or on what comes out of it.
+        axis: the feature axis; None means the last one, or axis 1 of a (batch, channels, height, width) map.
+    """
+
+    path: str
+    side: Literal["input", "output"] = "output"
+    axis: int | None = None
+
+    def read(self, activation: Any) -> Tensor:
+        """Rows of an activation: a tensor, a tuple whose first tensor counts, or a model output."""
+        tensor = activation if isinstance(activation, Tensor) else _first_tensor(activation, self.path)
+        if tensor.ndim == 2:
+            return tensor.unsqueeze(1)
+        if tensor.ndim == 3:
+            return tensor if self.axis in (None, -1, 2) else tensor.transpose(1, 2)
+        if tensor.ndim == 4:
+            channels_first = tensor if self.axis in (None, 1) else tensor.movedim(self.axis or 1, 1)
+            return channels_first.flatten(2).transpose(1, 2)
+        raise SiteError(
+            f"Site {self.path!r} has an activation of shape {tuple(tensor.shape)}, expected (batch, features), "
+            "(batch, positions, features) or (batch, channels, height, width); choose another module."
+        )
+
+    def write(self, activation: Any, rows: Tensor) -> Any:
+        """The same kind of activation with `rows` in place of its own; the given one is not touched."""
+        if isinstance(activation, Tensor):
+            return self._unread(activation, rows)
+        old = _first_tensor(activation, self.path)
+        new = self._unread(old, rows)
+        if isinstance(activation, tuple):
+            return tuple(new if part is old else part for part in activation)
+        if isinstance(activation, list):
+            return [new if part is old else part for part in activation]
+        return type(activation)(**{k: new if v is old else v for k, v in activation.items()})
+
+    def _unread(self, tensor: Tensor, rows: Tensor) -> Tensor:
+        if tensor.ndim == 2:
+            return rows.squeeze(1)
+        if tensor.ndim == 3:
+            return rows if self.axis in (None, -1, 2) else rows.transpose(1, 2)
+        shape = tensor.shape if self.axis in (None, 1) else tensor.movedim(self.axis or 1, 1).shape
+        maps = rows.transpose(1, 2).reshape(shape)
+        return maps if self.axis in (None, 1) else maps.movedim(1, self.axis or 1)
+
+
+def _first_tensor(activation: Any, path: str) -> Tensor:
+    parts = activation.values() if isinstance(activation, Mapping) else activation
+    if isinstance(parts, tuple | list) or isinstance(activation, Mapping):
+        for part in parts:
+            if isinstance(part, Tensor):
+                return part
+    raise SiteError(
+        f"Site {path!r} produces {type(activation).__name__}, expected a tensor, or a tuple or model output that "
+        "holds one; choose another module."
+    )
+
+
+def find_module(model: nn.Module, pattern: str) -> str:
+    """The one module path that equals or (as a glob) matches `pattern`.
+
+    Raises:
+        SiteError: none or several match; the nearest names are listed.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    if pattern in names:
+        return pattern
+    matches = fnmatch.filter(names, pattern)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise SiteError(
+            f"Site {pattern!r} matches {len(matches)} modules ({', '.join(matches[:3])} ...), expected exactly one; "
+            "make the pattern narrower."
+        )
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+    raise SiteError(
+        f"Site {pattern!r} does not exist in {type(model).__name__}, expected a module path; "
+        f"the nearest are: {', '.join(near) or ', '.join(names[:3])}."
+    )
+
+
+def is_seq2seq(model: nn.Module) -> bool:
+    """Whether the model reads with an encoder and writes with a decoder of its own."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def writes_text(model: nn.Module) -> bool:
+    """Whether the model produces tokens one after another (it has a head over the vocabulary and generates)."""
+    can_generate = getattr(model, "can_generate", None)
+    return bool(can_generate and can_generate() and model.get_output_embeddings() is not None)  # type: ignore[operator]
+
+
+def block_paths(model: nn.Module) -> list[str]:
+    """Dotted paths of the repeated block stack in order: the decoder's, where there are two.
+
+    The stack is the longest ModuleList whose members share one class; the last such list wins a tie, which is the
+    decoder in encoder-decoder models.
+
+    Raises:
+        SiteError: there is no repeated stack.
+    """
+    stacks = [
+        (len(module), f"{name}.") for name, module in model.named_modules() if _is_stack(module)
+    ]
+    if is_seq2seq(model):
+        stacks = [s for s in stacks if "decoder" in s[1].split(".")] or stacks
+    if not stacks:
+        raise SiteError(
+            f"{type(model).__name__} has no repeated block stack, expected a list of equal blocks; "
+            "name the module to edit with site='...'."
+        )
+    longest = max(count for count, _ in stacks)
+    prefix = [p for count, p in stacks if count == longest][-1]
+    return [f"{prefix}{i}" for i in range(longest)]
+
+
+def _is_stack(module: nn.Module) -> bool:
+    if not isinstance(module, nn.ModuleList) or len(module) == 0:
+        return False
+    blocks = list(module)
+    has_children = any(True for _ in blocks[0].children())
+    return has_children and all(type(block) is type(blocks[0]) for block in blocks)
+
+
+def down_projection(model: nn.Module, block: str) -> str:
+    """Path of the feed-forward's last linear inside `block`: the last one that narrows; else the last of all."""
+    inside = model.get_submodule(block)
+    linears = [(name, _linear_shape(module)) for name, module in inside.named_modules()]
+    shaped = [(name, shape) for name, shape in linears if shape is not None]
+    narrowing = [name for name, (wide, narrow) in shaped if wide > narrow]
+    if not shaped:
+        raise SiteError(f"Block {block!r} has no linear layer, expected a feed-forward; name the module with site='...'.")
+    return f"{block}.{(narrowing or [name for name, _ in shaped])[-1]}"
+
+
+def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(features in, features out) of anything shaped like a linear layer; quantised ones keep these attributes."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.in_features), int(module.out_features)
+    if hasattr(module, "nx") and hasattr(module, "nf"):  # transformers' Conv1D keeps its weight transposed
+        return int(module.nx), int(module.nf)
+    return None
+
+
+def classifier_head(model: nn.Module) -> str:
+    """Path of the linear layer that makes a classifier's logits: the last linear of the tree.
+
+    Raises:
+        SiteError: there is no linear layer.
+    """
+    linears = [name for name, module in model.named_modules() if name and _linear_shape(module) is not None]
+    if not linears:
+        raise SiteError(
+            f"{type(model).__name__} has no linear layer, expected one that makes the logits; "
+            "name the module to edit with site='...'."
+        )
+    return linears[-1]

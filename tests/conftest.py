@@ -1,0 +1,125 @@
+"""What every test may ask for: a family, an editor, a model with edits that is closed afterwards."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from tests.contract.harness import Edited, with_edits
+from tests.families import FAMILIES, Family, Loaded
+
+if TYPE_CHECKING:
+    from editable import EditableModel
+
+Attach = Callable[..., "EditableModel"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two OpenMP threads on a busy machine wait for one another longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", params=FAMILIES, ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> Family:
+    """One architecture; all of them, unless a test narrows them (`tests/contract/harness.py`)."""
+    if not request.param.available:
+        pytest.skip(f"{request.param.needs} is not installed")
+    wanted: Family = request.param
+    return wanted
+
+
+@pytest.fixture(scope="session", params=[torch.float32], ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Of the model's parameters; float32, unless a test asks for more."""
+    wanted: torch.dtype = request.param
+    return wanted
+
+
+@pytest.fixture(scope="session")
+def editor(request: pytest.FixtureRequest) -> Any:
+    """One editor with its defaults: every editor that the folder of editors holds."""
+    return request.param()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "editor" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "editor", editors(), ids=lambda cls: cls.__name__, indirect=True, scope="session"
+        )
+
+
+def editors() -> list[type]:
+    """Every editor class, found by listing the folder: a new file joins by being there."""
+    import editable.adapters as folder
+
+    modules = [
+        importlib.import_module(f"{folder.__name__}.{m.name}") for m in pkgutil.iter_modules(folder.__path__)
+    ]
+    return [cls for module in modules for cls in vars(module).values() if _is_editor_of(module.__name__, cls)]
+
+
+def _is_editor_of(module: str, value: object) -> bool:
+    return (
+        inspect.isclass(value)
+        and is_dataclass(value)
+        and value.__module__ == module
+        and not value.__name__.startswith("_")
+        and hasattr(value, "apply")
+        and hasattr(value, "learn")
+    )
+
+
+@pytest.fixture
+def loaded(family: Family, dtype: torch.dtype) -> Loaded:
+    """A fresh model of the family, nothing attached."""
+    return family.load(dtype)
+
+
+@pytest.fixture
+def attach() -> Iterator[Attach]:
+    """Attach an editor to a loaded model; whatever was attached is closed when the test ends."""
+    from editable import EditableModel
+
+    with ExitStack() as stack:
+
+        def attach_one(loaded: Loaded, editor: Any, **options: Any) -> EditableModel:
+            em = EditableModel(loaded.model, loaded.tokenizer, editor=editor, **options)
+            stack.enter_context(closing(em))
+            return em
+
+        yield attach_one
+
+
+@contextmanager
+def _edited(family: Family, dtype: torch.dtype, editor: Any) -> Iterator[Edited]:
+    from editable import EditableModel
+
+    loaded = family.load(dtype)
+    with closing(EditableModel(loaded.model, loaded.tokenizer, editor=editor)) as em:
+        yield with_edits(loaded, em)
+
+
+@pytest.fixture(scope="module")
+def edited(family: Family, dtype: torch.dtype, editor: Any) -> Iterator[Edited]:
+    """A model that has learned four edits, for tests that only read it: built once for a file."""
+    with _edited(family, dtype, editor) as made:
+        yield made
+
+
+@pytest.fixture
+def fresh(family: Family, dtype: torch.dtype, editor: Any) -> Iterator[Edited]:
+    """The same, for one test that changes it."""
+    with _edited(family, dtype, editor) as made:
+        yield made
