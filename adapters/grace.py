@@ -254,7 +254,10 @@ def _heard(call: Call, said: Tensor, offset: Tensor) -> Tensor:
     if call.tokens is None:
         return said
     spare = said.shape[1] - 1
-    column = torch.where((offset >= 1) & (offset <= spare), offset - 1, spare)
+    part = (offset >= 1) & (offset <= spare)
+    if offset.shape[1] > 1:  # padding on the right stays at the last real token's offset, and is not heard
+        part[:, 1:] &= offset[:, 1:] != offset[:, :-1]
+    column = torch.where(part, offset - 1, spare)
     return said.scatter(1, column, call.tokens)
 
 

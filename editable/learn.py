@@ -24,6 +24,8 @@ from editable.site import Site, block_paths, classifier_head
 
 CHUNK = 512  # vectors that go through the vocabulary head at once; bounds memory to CHUNK x vocabulary
 
+DONE = 0.01  # log-odds short of what was asked; the last bit of the way would take as many steps as all the rest
+
 
 def shadow_of(model: nn.Module) -> nn.Module:
     """A second module tree over the same storage, in eval mode, without our hooks and without gradients.
@@ -177,8 +179,8 @@ class Probe:
     ) -> Tensor:
         """Move every row of `start` (n, features) until its own loss is 0, and stop there row by row.
 
-        `loss` takes the rows that are still open (m, features) and their indices (m,), and gives (m,) losses that are
-        0 exactly where a row is done. The step is Polyak's: the loss over the squared gradient norm, which needs no
+        `loss` takes the rows that are still open (m, features) and their indices (m,), and gives (m,) losses; a row is
+        done where its loss is at most DONE. The step is Polyak's: the loss over the squared gradient norm, which needs no
         learning rate, since the least loss is known to be 0.
         """
         values = start.detach().float().clone()
@@ -195,7 +197,7 @@ class Probe:
             moving = values[rows].requires_grad_()
             with torch.enable_grad():
                 left = loss(moving, rows).float()
-            open_rows = left > 0
+            open_rows = left > DONE
             if not bool(open_rows.any()):
                 return
             (gradient,) = torch.autograd.grad(left.sum(), moving)

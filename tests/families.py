@@ -285,7 +285,7 @@ def _ids() -> dict[str, int]:
 
 def _gpt2(dtype: torch.dtype) -> tuple[nn.Module, hf.PreTrainedTokenizerFast]:
     config = hf.GPT2Config(
-        n_embd=32, n_layer=3, n_head=4, n_positions=128, initializer_range=0.4,
+        n_embd=64, n_layer=3, n_head=4, n_positions=128, initializer_range=0.4,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **_ids(),
     )  # fmt: skip
     with seeded(0):
@@ -294,7 +294,7 @@ def _gpt2(dtype: torch.dtype) -> tuple[nn.Module, hf.PreTrainedTokenizerFast]:
 
 def _llama(dtype: torch.dtype) -> tuple[nn.Module, hf.PreTrainedTokenizerFast]:
     config = hf.LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.4, tie_word_embeddings=False,
         **_ids(),
     )  # fmt: skip
@@ -304,8 +304,8 @@ def _llama(dtype: torch.dtype) -> tuple[nn.Module, hf.PreTrainedTokenizerFast]:
 
 def _qwen3(dtype: torch.dtype) -> tuple[nn.Module, hf.PreTrainedTokenizerFast]:
     config = hf.Qwen3Config(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=128, initializer_range=0.4,
+        hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=128, initializer_range=0.4,
         tie_word_embeddings=False, **_ids(),
     )  # fmt: skip
     with seeded(2):
@@ -314,8 +314,8 @@ def _qwen3(dtype: torch.dtype) -> tuple[nn.Module, hf.PreTrainedTokenizerFast]:
 
 def _gemma3(dtype: torch.dtype) -> tuple[nn.Module, hf.PreTrainedTokenizerFast]:
     config = hf.Gemma3TextConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=1, head_dim=8, max_position_embeddings=128, initializer_range=0.4,
+        hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=128, initializer_range=0.4,
         sliding_window=3, tie_word_embeddings=False, **_ids(),
         layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     )  # fmt: skip
