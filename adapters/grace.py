@@ -241,7 +241,9 @@ def _prefer(first: Mapping[str, Tensor] | None, second: dict[str, Tensor]) -> di
     width = min(first["said"].shape[1], second["said"].shape[1])
     parts = {"row": first["row"], "origin": first["origin"], "hit": first["hit"], "said": first["said"][:, :width]}
     return {
-        name: torch.where(hit if old.ndim == 1 else hit[:, None], second[name][:, :width] if old.ndim > 1 else second[name], old)
+        name: torch.where(
+            hit if old.ndim == 1 else hit[:, None], second[name][:, :width] if old.ndim > 1 else second[name], old
+        )
         for name, old in parts.items()
     }
 
@@ -288,9 +290,7 @@ def _write(call: Call, rows: Tensor, state: Entries) -> Tensor:
     return torch.where(due[..., None], values.to(rows.dtype), rows)
 
 
-def _enter(
-    state: Entries, request: Request, keys: Tensor, values: Tensor, radius: float
-) -> tuple[Entries, Patch]:
+def _enter(state: Entries, request: Request, keys: Tensor, values: Tensor, radius: float) -> tuple[Entries, Patch]:
     """The state with one newly learned edit, and its patch, which says how each key was placed."""
     tensors = {"keys": keys, "values": values, "answer": torch.tensor(request.answer)}
     meta = {"radius": radius, "namespace": request.edit.namespace}

@@ -67,9 +67,7 @@ def _check_prompt(name: str, value: ModelInput) -> None:
         if value.numel() == 0:
             raise InputError(f"Edit.{name} is a tensor of shape {tuple(value.shape)}, expected a non-empty one.")
     elif not isinstance(value, Mapping) or not value:
-        raise InputError(
-            f"Edit.{name} is {value!r}, expected text, a tensor, or a mapping of forward kwargs with at least one entry."
-        )
+        raise InputError(f"Edit.{name} is {value!r}, expected text, a tensor, or a mapping of forward kwargs.")
 
 
 def _check_target(prompt: ModelInput, target: str | int | None) -> None:

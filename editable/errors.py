@@ -14,7 +14,6 @@ EditableError
 Every message names the thing, the value seen, what was expected, and the next step.
 """
 
-
 from editable.memory.errors import CorruptLogError, EditableError, LogError, WrongBaseError
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The permanent hooks: put on a model once, decided anew in every call, taken off by `close`.
 
-A root pre-hook pins the version a forward sees and reads its arguments; a hook at each site lets the editors act; a root
-post-hook ties decisions to the KV cache. Edits never add or remove a hook. Knows no editing method.
+A root pre-hook pins the version a forward sees and reads its arguments; a hook at each site lets the editors act; a
+root post-hook ties decisions to the KV cache. Edits never add or remove a hook. Knows no editing method.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from editable.latency import Latency
 from editable.prompt import Generation, prompt_width, read_call
 from editable.site import Site, is_seq2seq
 from editable.snapshot import Snapshot
+
+PACKING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,20 @@ class Hooks:
             raise
 
     def _put_on(self) -> None:
-        self._handles.append(self.model.register_forward_pre_hook(Inert.before(self.open), with_kwargs=True, prepend=True))
+        self._handles.append(
+            self.model.register_forward_pre_hook(
+                _BeforeHook(torch.compiler.disable(self.open)), with_kwargs=True, prepend=True
+            )
+        )
         # always_call: a forward that raises must not leave its call behind for a module called on its own later.
         self._handles.append(
-            self.model.register_forward_hook(Inert.after(self.close), with_kwargs=True, always_call=True)
+            self.model.register_forward_hook(_AfterHook(torch.compiler.disable(self.close)), always_call=True)
         )
         for placement in _registration_order(self.placements):
             self._handles.append(self._put_on_site(placement))
         if hasattr(self.model, "generate"):
             self.model.generate = GenerateInPlace(self)  # type: ignore[assignment]
-        for packed in ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager"):
+        for packed in PACKING:
             if hasattr(self.model, packed):
                 setattr(self.model, packed, RefuseInPlace(self.model, packed))
 
@@ -109,8 +115,8 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for name in ("generate", "generate_batch", "init_continuous_batching", "continuous_batching_context_manager"):
-            if isinstance(vars(self.model).get(name), GenerateInPlace | RefuseInPlace):
+        for name in ("generate", *PACKING):
+            if isinstance(vars(self.model).get(name), InPlace):
                 delattr(self.model, name)
 
     def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -139,16 +145,20 @@ class Hooks:
         state = call.snapshot.states.get(placement.editor)
         if state is None:
             return None
-        mark = call.timer.enter() if call.timer else None
+        if call.timer is None:
+            return self._edited(call, placement, state, activation)
+        mark = call.timer.enter()
+        changed = self._edited(call, placement, state, activation)
+        call.timer.leave(mark, placement.editor, placement.site.path)
+        return changed
+
+    def _edited(self, call: Call, placement: Placement, state: Any, activation: Any) -> Any:
         rows = placement.site.read(activation)
         call.editor, call.role = placement.editor, placement.role
         edited = self.editors[placement.editor].apply(call, rows, state)
-        changed = None if edited is rows else placement.site.write(activation, edited)
-        if call.timer:
-            call.timer.leave(mark, placement.editor, placement.site.path)
-        return changed
+        return None if edited is rows else placement.site.write(activation, edited)
 
-    def close(self, kwargs: Mapping[str, Any], output: Any) -> None:
+    def close(self, output: Any) -> None:
         """Tie decisions to the cache, record the latency, unpin."""
         call = self.call.get()
         if call is None:
@@ -233,16 +243,6 @@ class Inert:
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
         return _give_nothing, ()
 
-    @staticmethod
-    def before(act: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> _BeforeHook:
-        """A root pre-hook."""
-        return _BeforeHook(torch.compiler.disable(act))
-
-    @staticmethod
-    def after(act: Callable[[Mapping[str, Any], Any], None]) -> _AfterHook:
-        """A root post-hook."""
-        return _AfterHook(torch.compiler.disable(act))
-
 
 def nothing(*_args: Any, **_kwargs: Any) -> None:
     """What our hooks become in a copied model."""
@@ -262,10 +262,10 @@ class _BeforeHook(Inert):
 
 @dataclass(eq=False)
 class _AfterHook(Inert):
-    act: Callable[[Mapping[str, Any], Any], None]
+    act: Callable[[Any], None]
 
-    def __call__(self, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-        self.act(kwargs, output)
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self.act(output)
 
 
 @dataclass(eq=False)
@@ -291,45 +291,46 @@ class _InputHook(Inert):
         return None if changed is None else (args, {**kwargs, name: changed})
 
 
-class GenerateInPlace:
-    """Stands in for the model's own `generate`, which it calls, so that a whole generation sees one version."""
-
-    def __init__(self, hooks: Hooks) -> None:
-        self.hooks = hooks
-        functools.update_wrapper(self, type(hooks.model).generate)  # type: ignore[arg-type]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        model = self.hooks.model
-        with self.hooks.generating(args, kwargs):
-            return type(model).generate(model, *args, **kwargs)  # type: ignore[operator]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return MethodType(type(self.hooks.model).generate, memo[id(self.hooks.model)])  # type: ignore[arg-type]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _own_method, (self.hooks.model, "generate")
-
-
-class RefuseInPlace:
-    """Stands in for a method that packs several requests into one row, where edits cannot be decided."""
+class InPlace:
+    """An attribute on the user's model object that stands in for a method of its class; a copy has the method again."""
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model = model
         self.name = name
+        functools.update_wrapper(self, getattr(type(model), name))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return own_method(memo[id(self.model)], self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return own_method, (self.model, self.name)
+
+
+def own_method(model: nn.Module, name: str) -> Any:
+    """The method as the model's class defines it."""
+    return MethodType(getattr(type(model), name), model)
+
+
+class GenerateInPlace(InPlace):
+    """Stands in for the model's own `generate`, which it calls, so that a whole generation sees one version."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        super().__init__(hooks.model, "generate")
+        self.hooks = hooks
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's `generate`."""
+        with self.hooks.generating(args, kwargs):
+            return own_method(self.model, self.name)(*args, **kwargs)
+
+
+class RefuseInPlace(InPlace):
+    """Stands in for a method that packs several requests into one row, where edits cannot be decided."""
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Raise StateError."""
         raise StateError(
             f"{type(self.model).__name__}.{self.name} packs several requests into one row (continuous batching), "
             "expected one request a row, since edits are decided row by row; use generate() with a padded batch, or "
             "close the EditableModel first."
         )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return MethodType(getattr(type(self.model), self.name), memo[id(self.model)])
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _own_method, (self.model, self.name)
-
-
-def _own_method(model: nn.Module, name: str) -> Any:
-    return MethodType(getattr(type(model), name), model)

@@ -210,7 +210,9 @@ class Reader:
         if self.seq2seq:
             start = torch.full((len(rows), 1), self.decoder_start, device=self.device)
             decoder = torch.cat([start, answers[:, :-1].clamp_min(0)], dim=1)
-            return Batch({**self.stack(prompts), "decoder_input_ids": decoder}, steps.expand_as(answers), answers, owners)
+            return Batch(
+                {**self.stack(prompts), "decoder_input_ids": decoder}, steps.expand_as(answers), answers, owners
+            )
         lengths = torch.tensor([p["input_ids"].shape[1] for p in prompts], device=self.device)
         forced = [
             {**p, "input_ids": torch.cat([p["input_ids"], torch.tensor([a[:-1]], device=self.device)], dim=1)}

@@ -90,9 +90,7 @@ class Latency:
         """Start the timer of one forward whose input is on `device`."""
         return Timer(_stream_clock(device) if device.type == "cuda" else self._clock_ns)
 
-    def end(
-        self, timer: Timer, phase: str, rows: int, positions: int, hits: Mapping[str, Tensor] | None
-    ) -> None:
+    def end(self, timer: Timer, phase: str, rows: int, positions: int, hits: Mapping[str, Tensor] | None) -> None:
         """Close the timer and keep its forward; a forward that is never ended (it raised) leaves no trace.
 
         Args:
@@ -246,9 +244,7 @@ class Report:
     def _repr_html_(self) -> str:
         if not self.phases:
             return f"<p>{NOTHING_YET}</p>"
-        return "".join(
-            [f"<p>{escape(_legend(self.capacity))}</p>", *(_as_html(table) for table in _tables(self))]
-        )
+        return "".join([f"<p>{escape(_legend(self.capacity))}</p>", *(_as_html(table) for table in _tables(self))])
 
 
 # --- times: from marks to numbers ---
@@ -259,7 +255,7 @@ def _stream_clock(device: torch.device) -> Callable[[], torch.cuda.Event]:
     stream = torch.cuda.current_stream(device)
 
     def now() -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True)
         event.record(stream)
         return event
 
@@ -395,7 +391,6 @@ def _as_html(table: _Table) -> str:
 def _html_line(tag: str, cells: tuple[str, ...], names: int) -> str:
     sides = ("left" if index < names else "right" for index in range(len(cells)))
     inner = (
-        f'<{tag} style="text-align:{side}">{escape(cell)}</{tag}>'
-        for side, cell in zip(sides, cells, strict=True)
+        f'<{tag} style="text-align:{side}">{escape(cell)}</{tag}>' for side, cell in zip(sides, cells, strict=True)
     )
     return f"<tr>{''.join(inner)}</tr>"

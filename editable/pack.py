@@ -36,7 +36,8 @@ def write_pack(path: str | Path, edits: Sequence[Packed], identity: Identity) ->
     if not edits:
         raise InputError(f"Pack {str(path)!r} would hold no edits, expected at least one live edit; edit first.")
     heads = [
-        {"id": e.patch.edit_id, "editor": e.editor, "request": dict(e.request), "meta": dict(e.patch.meta)} for e in edits
+        {"id": e.patch.edit_id, "editor": e.editor, "request": dict(e.request), "meta": dict(e.patch.meta)}
+        for e in edits
     ]
     metadata = {
         "format": FORMAT,

@@ -53,8 +53,8 @@ def read_call(
     """
     if arguments.get("cu_seq_lens_q") is not None:
         raise StateError(
-            "This forward packs several requests into one row (cu_seq_lens_q is set: continuous batching), expected one "
-            "request a row, since edits are decided row by row; use generate() with a padded batch instead."
+            "This forward packs several requests into one row (cu_seq_lens_q is set: continuous batching), expected "
+            "one request a row, since edits are decided row by row; use generate() with a padded batch instead."
         )
     tokens = arguments.get("decoder_input_ids" if seq2seq else "input_ids")
     shaped = tokens if tokens is not None else arguments.get("decoder_inputs_embeds" if seq2seq else "inputs_embeds")

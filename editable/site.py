@@ -86,7 +86,7 @@ def find_module(model: nn.Module, pattern: str) -> str:
     Raises:
         SiteError: none or several match; the nearest names are listed.
     """
-    names = [name for name, _ in model.named_modules() if name]
+    names: list[str] = [name for name, _ in model.named_modules() if name]
     if pattern in names:
         return pattern
     matches = fnmatch.filter(names, pattern)
@@ -124,9 +124,7 @@ def block_paths(model: nn.Module) -> list[str]:
     Raises:
         SiteError: there is no repeated stack.
     """
-    stacks = [
-        (len(module), f"{name}.") for name, module in model.named_modules() if _is_stack(module)
-    ]
+    stacks = [(len(module), f"{name}.") for name, module in model.named_modules() if _is_stack(module)]
     if is_seq2seq(model):
         stacks = [s for s in stacks if "decoder" in s[1].split(".")] or stacks
     if not stacks:
@@ -154,16 +152,18 @@ def down_projection(model: nn.Module, block: str) -> str:
     shaped = [(name, shape) for name, shape in linears if shape is not None]
     narrowing = [name for name, (wide, narrow) in shaped if wide > narrow]
     if not shaped:
-        raise SiteError(f"Block {block!r} has no linear layer, expected a feed-forward; name the module with site='...'.")
+        raise SiteError(
+            f"Block {block!r} has no linear layer, expected a feed-forward; name the module with site='...'."
+        )
     return f"{block}.{(narrowing or [name for name, _ in shaped])[-1]}"
 
 
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(features in, features out) of anything shaped like a linear layer; quantised ones keep these attributes."""
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return int(module.in_features), int(module.out_features)
-    if hasattr(module, "nx") and hasattr(module, "nf"):  # transformers' Conv1D keeps its weight transposed
-        return int(module.nx), int(module.nf)
+    own = vars(module)
+    for wide, narrow in (("in_features", "out_features"), ("nx", "nf")):  # the second is transformers' Conv1D
+        if wide in own and narrow in own:
+            return int(own[wide]), int(own[narrow])
     return None
 
 
@@ -173,7 +173,7 @@ def classifier_head(model: nn.Module) -> str:
     Raises:
         SiteError: there is no linear layer.
     """
-    linears = [name for name, module in model.named_modules() if name and _linear_shape(module) is not None]
+    linears: list[str] = [name for name, module in model.named_modules() if name and _linear_shape(module) is not None]
     if not linears:
         raise SiteError(
             f"{type(model).__name__} has no linear layer, expected one that makes the logits; "

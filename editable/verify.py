@@ -74,6 +74,6 @@ def refuse_failed(
     ]
     if failed:
         raise VerificationError(
-            f"{len(failed)} of {len(requests)} edits failed verification, and nothing has changed: {'; '.join(failed)}. "
-            "Reword the prompt, allow more learning steps in the editor, or pass verify=False to publish all the same."
+            f"{len(failed)} of {len(requests)} edits failed verification, and nothing has changed: {'; '.join(failed)}."
+            " Reword the prompt, give the editor more steps, or pass verify=False to publish all the same."
         )

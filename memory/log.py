@@ -258,9 +258,7 @@ class Log:
         """
         target = Path(path)
         if target.exists():
-            raise LogError(
-                f"Backup {target} exists already, expected a new file; choose another name or move it away."
-            )
+            raise LogError(f"Backup {target} exists already, expected a new file; choose another name or move it away.")
         # Under another name until it is whole: a copy cut short must never pass for a backup.
         partial = target.with_name(target.name + ".partial")
         try:
@@ -295,9 +293,7 @@ class Log:
         """Lend the connection, under the lock, with SQLite's errors turned into ours."""
         with self._lock:
             if self._db is None:
-                raise LogError(
-                    f"Log {self.path} is closed, cannot {doing}; open it again with Log(path, identity)."
-                )
+                raise LogError(f"Log {self.path} is closed, cannot {doing}; open it again with Log(path, identity).")
             try:
                 yield self._db
             except (sqlite3.Error, UnicodeDecodeError) as error:  # the second: damaged names of columns
@@ -350,9 +346,7 @@ def _sha256(values: Sequence[str | int]) -> str:
 
 def _root(identity: Identity) -> str:
     """Hash that the first record continues: without it, a valid chain could be moved to another model."""
-    return _sha256(
-        ["editable log", _SCHEMA, identity.base, identity.tokenizer, identity.editors, identity.source]
-    )
+    return _sha256(["editable log", _SCHEMA, identity.base, identity.tokenizer, identity.editors, identity.source])
 
 
 def _row_hash(previous: str, columns: Sequence[Any]) -> str:
@@ -401,9 +395,7 @@ def _verified(path: Path, seq: int, previous: str, row: _Row | None) -> Record:
         raise _corrupt(path, seq, f"is missing, expected a row with seq {seq}")
     for (name, expected), value in zip(_COLUMNS.items(), row, strict=True):
         if type(value) is not expected:
-            raise _corrupt(
-                path, seq, f"has {type(value).__name__} in column {name!r}, expected {expected.__name__}"
-            )
+            raise _corrupt(path, seq, f"has {type(value).__name__} in column {name!r}, expected {expected.__name__}")
     *columns, stored = row
     computed = _row_hash(previous, columns)
     if stored != computed:
@@ -419,9 +411,7 @@ def _verified(path: Path, seq: int, previous: str, row: _Row | None) -> Record:
 
 
 def _corrupt(path: Path, seq: int, what: str) -> CorruptLogError:
-    return CorruptLogError(
-        f"Log {path}: record {seq} {what}. Trust nothing from record {seq} on; {_RESTORE}."
-    )
+    return CorruptLogError(f"Log {path}: record {seq} {what}. Trust nothing from record {seq} on; {_RESTORE}.")
 
 
 # --- entries: what may be stored --------------------------------------------------------------------------
@@ -477,14 +467,11 @@ def _payload(where: str, tensors: Mapping[str, Tensor]) -> bytes:
     """Safetensors bytes, read back once: what is acknowledged must be readable."""
     odd = {name: type(value).__name__ for name, value in tensors.items() if not isinstance(value, Tensor)}
     if odd:
-        raise LogError(
-            f"{where} has tensors of type {odd}, expected torch.Tensor; move other values to meta."
-        )
+        raise LogError(f"{where} has tensors of type {odd}, expected torch.Tensor; move other values to meta.")
     try:
         # Cloned, because safetensors refuses views that share storage.
         dense = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
         }
         payload = save_tensors(dense, metadata={"format": "pt"})
         load_tensors(payload)
@@ -544,8 +531,7 @@ def _refuse_lost_tables(path: Path) -> None:
     size = path.stat().st_size if path.exists() else 0
     if size:
         raise CorruptLogError(
-            f"{path} has {size} bytes but no tables, expected a log or an empty file; check the path, or "
-            f"{_RESTORE}."
+            f"{path} has {size} bytes but no tables, expected a log or an empty file; check the path, or {_RESTORE}."
         )
 
 
@@ -588,15 +574,9 @@ def _header(db: sqlite3.Connection, path: Path, select: str) -> _Row:
 def _read_identity(db: sqlite3.Connection, path: Path) -> Identity:
     (schema,) = _header(db, path, "SELECT schema_version FROM header")
     if isinstance(schema, int) and schema > _SCHEMA:
-        raise LogError(
-            f"Log {path} has schema version {schema}, expected at most {_SCHEMA}; upgrade this package."
-        )
+        raise LogError(f"Log {path} has schema version {schema}, expected at most {_SCHEMA}; upgrade this package.")
     *fields, root = _header(db, path, "SELECT base, tokenizer, editors, source, root FROM header")
-    if (
-        schema != _SCHEMA
-        or not all(type(value) is str for value in fields)
-        or root != _root(Identity(*fields))
-    ):
+    if schema != _SCHEMA or not all(type(value) is str for value in fields) or root != _root(Identity(*fields)):
         raise CorruptLogError(
             f"Log {path}: its header (schema version {schema!r}, identity {fields!r}) does not give the "
             f"root hash {root!r} written with it: the header was changed. {_RESTORE.capitalize()}."
@@ -634,9 +614,7 @@ def _check_owner(path: Path, stored: Identity, given: Identity) -> None:
 
 
 def _translated(path: Path, doing: str, error: sqlite3.Error | UnicodeDecodeError) -> LogError:
-    code = (
-        getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    )  # the low byte is the class of error
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the low byte is the class of error
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
         return CorruptLogError(
             f"{path} cannot be read as a log: SQLite says {error}. Expected a file written by this package; "

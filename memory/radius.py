@@ -1,4 +1,4 @@
-"""Balls around keys: which of them does a query fall into? (GRACE, Hartvigsen et al., NeurIPS 2023, section 3.)
+"""Balls around keys, and which of them a query falls into (GRACE, Hartvigsen et al., NeurIPS 2023, section 3).
 
 A `Codebook` is an immutable value. Every key ever asked for keeps its row, whether it became a ball of its own or was
 absorbed by one, so that forgetting an edit can put the book back to what it would be had that edit never come.
@@ -174,7 +174,7 @@ class _Fold:
         for lost in placed.superseded:
             self._set(lost, -torch.inf)
         if placed.kind == "expand":
-            # A little further than the key itself: asked again in another batch, its activation differs in the last bits.
+            # Beyond the key itself: asked again in another batch, its activation differs in the last bits.
             slack = self.source.resolution * self.source.initial[row]
             self._set(placed.nearest, placed.distance + slack)
         elif placed.kind == "split":

@@ -55,18 +55,14 @@ def editor(request: pytest.FixtureRequest) -> Any:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "editor" in metafunc.fixturenames:
-        metafunc.parametrize(
-            "editor", editors(), ids=lambda cls: cls.__name__, indirect=True, scope="session"
-        )
+        metafunc.parametrize("editor", editors(), ids=lambda cls: cls.__name__, indirect=True, scope="session")
 
 
 def editors() -> list[type]:
     """Every editor class, found by listing the folder: a new file joins by being there."""
     import editable.adapters as folder
 
-    modules = [
-        importlib.import_module(f"{folder.__name__}.{m.name}") for m in pkgutil.iter_modules(folder.__path__)
-    ]
+    modules = [importlib.import_module(f"{folder.__name__}.{m.name}") for m in pkgutil.iter_modules(folder.__path__)]
     return [cls for module in modules for cls in vars(module).values() if _is_editor_of(module.__name__, cls)]
 
 

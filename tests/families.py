@@ -25,6 +25,7 @@ Side = Literal["left", "right"]
 Build = Callable[[torch.dtype], "tuple[nn.Module, hf.PreTrainedTokenizerFast | None]"]
 
 LABELS = 7
+LONGEST = 8  # new tokens that a generation may have: more than any answer needs
 PAD, BOS, EOS = 0, 1, 2
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>"]
 WORDS = (
@@ -117,9 +118,7 @@ class Loaded:
             name = next(iter(inspect.signature(self.model.forward).parameters))
             return {name: torch.stack(list(inputs))}
         texts = list(inputs)
-        coded = self.tokenizer(
-            texts, padding=True, padding_side=side or self.side, return_token_type_ids=False
-        )
+        coded = self.tokenizer(texts, padding=True, padding_side=side or self.side, return_token_type_ids=False)
         return {name: torch.tensor(coded[name]) for name in ("input_ids", "attention_mask")}
 
     def feed(self, inputs: Sequence[Any], side: Side | None = None) -> dict[str, Tensor]:
@@ -151,7 +150,7 @@ class Loaded:
     def generate(self, inputs: Sequence[Any], side: Side | None = None, **options: Any) -> list[list[int]]:
         """New tokens of each returned sequence, up to its end token."""
         batch = self.encode(inputs, side)
-        sequences = self.model.generate(**batch, **({"max_new_tokens": 6} | options))
+        sequences = self.model.generate(**batch, **({"max_new_tokens": LONGEST} | options))
         start = batch["input_ids"].shape[1] if self.family.kind == "causal" else 1
         return [until_end(row) for row in sequences[:, start:].tolist()]
 

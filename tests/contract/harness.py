@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from editable import Edit
-from tests.families import EOS, FAMILIES, Kind, Loaded, Side, positions, until_end
+from tests.families import EOS, FAMILIES, LONGEST, Kind, Loaded, Side, positions, until_end
 
 if TYPE_CHECKING:
     from editable import EditableModel, Receipt
@@ -90,9 +90,7 @@ class Edited:
 class ByHand:
     """Greedy decoding with a bare forward loop over a cache that the caller holds."""
 
-    def __init__(
-        self, loaded: Loaded, inputs: Sequence[Any], side: Side | None = None, cache: Any = None
-    ) -> None:
+    def __init__(self, loaded: Loaded, inputs: Sequence[Any], side: Side | None = None, cache: Any = None) -> None:
         self.loaded = loaded
         self.mask = loaded.encode(inputs, side)["attention_mask"]  # (batch, positions)
         feed = loaded.feed(inputs, side)
@@ -100,9 +98,7 @@ class ByHand:
         self.cache = out.past_key_values
         self.encoded = getattr(out, "encoder_last_hidden_state", None)
         last = self.mask.shape[1] - 1 - self.mask.flip(1).argmax(1)  # (batch,)
-        logits = (
-            out.logits[:, -1] if self.encoded is not None else out.logits[torch.arange(len(inputs)), last]
-        )
+        logits = out.logits[:, -1] if self.encoded is not None else out.logits[torch.arange(len(inputs)), last]
         self.tokens = logits.argmax(-1, keepdim=True)  # (batch, new tokens)
 
     @torch.no_grad()
@@ -146,7 +142,7 @@ def recompute(
     loaded: Loaded,
     row: Any,
     pick: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
-    steps: int = 6,
+    steps: int = LONGEST,
 ) -> list[int]:
     """What one row alone says when every token is one bare forward over everything before it."""
     feed = loaded.encode([row])

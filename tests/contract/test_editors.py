@@ -89,9 +89,7 @@ def test_nothing_is_assigned_after_construction(editor: Any) -> None:
 
 def _assigns_to_self(node: ast.Attribute) -> bool:
     stored = isinstance(node.ctx, ast.Store | ast.Del)
-    return node.attr == "__setattr__" or (
-        stored and isinstance(node.value, ast.Name) and node.value.id == "self"
-    )
+    return node.attr == "__setattr__" or (stored and isinstance(node.value, ast.Name) and node.value.id == "self")
 
 
 def test_no_state_in_the_module(editor: Any) -> None:
@@ -170,10 +168,7 @@ class Unwritten:
 
     def watch(self, model: nn.Module) -> list[Any]:
         """In front of every hook that is on the model now."""
-        return [
-            module.register_forward_hook(self._keep(name), prepend=True)
-            for name, module in model.named_modules()
-        ]
+        return [module.register_forward_hook(self._keep(name), prepend=True) for name, module in model.named_modules()]
 
     def _keep(self, name: str) -> Any:
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:

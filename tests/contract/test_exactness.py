@@ -32,9 +32,7 @@ def test_attaching_changes_no_bit(loaded: Loaded, editor: Any, attach: Attach) -
 
 @only("causal", "seq2seq")
 @pytest.mark.parametrize("output", ["logits", "scores", "hidden_states", "attentions"])
-def test_attaching_changes_no_bit_of_a_generation(
-    loaded: Loaded, editor: Any, attach: Attach, output: str
-) -> None:
+def test_attaching_changes_no_bit_of_a_generation(loaded: Loaded, editor: Any, attach: Attach, output: str) -> None:
     before = _generation(loaded, output)
     attach(loaded, editor)
     assert same_bits(_generation(loaded, output), before)

@@ -14,7 +14,7 @@ from torch import Tensor
 from editable import Edit
 from tests.conftest import Attach
 from tests.contract.harness import LEARNED, ByHand, Edited, both_dtypes, named, only, recompute
-from tests.families import FAMILIES, Loaded, seeded
+from tests.families import FAMILIES, LONGEST, Loaded, seeded
 
 GENERATING = only("causal", "seq2seq")
 FULL_ATTENTION = named("gpt2", "llama-gqa", "qwen3-qk-norm", "t5", "bart")
@@ -57,11 +57,9 @@ def test_chunked_prefill(edited: Edited, size: int) -> None:
 @GENERATING
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"num_return_sequences": 2}], ids=str)
 def test_sampling(edited: Edited, options: dict[str, Any]) -> None:
-    """Rows without an edit sample what the twin samples; edited rows what the plain loop below samples."""
-    said, base = _said(edited, do_sample=True, top_k=0, **options)
-    copies = options.get("num_return_sequences", 1)
-    for place, (tokens, unedited) in enumerate(zip(said, base, strict=True)):
-        assert (tokens == unedited) == (edited.index(place // copies) is None), f"sequence {place}"
+    """Rows without an edit sample what the twin samples; an answer is all but certain at this temperature."""
+    sampling = {"do_sample": True, "top_k": 0, "temperature": 0.2}
+    edited.check(*_said(edited, **sampling, **options), copies=options.get("num_return_sequences", 1))
 
 
 @GENERATING
@@ -134,7 +132,7 @@ def test_assisted(edited: Edited, assistant: str) -> None:
 def test_pipeline(edited: Edited) -> None:
     loaded = edited.loaded
     pipe = hf.pipeline("text-generation", model=edited.em.model, tokenizer=loaded.tokenizer)
-    out = pipe(loaded.edited[:LEARNED], max_new_tokens=6, return_full_text=False, batch_size=2)
+    out = pipe(loaded.edited[:LEARNED], max_new_tokens=LONGEST, return_full_text=False, batch_size=2)
     assert [reply[0]["generated_text"] for reply in out] == list(loaded.targets[:LEARNED])
 
 
@@ -148,17 +146,6 @@ def test_a_static_cache_reset_and_used_again(edited: Edited) -> None:
     base = edited.twin.generate(rows)
     edited.check(first, base)
     edited.check(second[::-1], base)
-
-
-@only("causal")
-def test_a_static_cache_emptied_by_hand(edited: Edited) -> None:
-    """What counts is that the cache is empty, not that `reset` was the way there."""
-    loaded, rows = edited.loaded, edited.mixed
-    cache = hf.StaticCache(config=loaded.model.config, max_cache_len=40)
-    loaded.generate(rows[::-1], past_key_values=cache)
-    for layer in cache.layers:
-        layer.reset()
-    edited.check(loaded.generate(rows, past_key_values=cache), edited.twin.generate(rows))
 
 
 @only("causal")
@@ -178,11 +165,11 @@ def test_a_second_turn_on_the_cache_of_the_first(edited: Edited) -> None:
     """A conversation that goes on over its cache says what it says when it is read anew."""
     loaded = edited.loaded
     batch = loaded.encode(loaded.edited[:1])
-    first = loaded.model.generate(**batch, max_new_tokens=6, return_dict_in_generate=True)
+    first = loaded.model.generate(**batch, max_new_tokens=LONGEST, return_dict_in_generate=True)
     turn = torch.tensor([loaded.tokenizer(" " + loaded.edited[1], add_special_tokens=False).input_ids])
     tokens = torch.cat([first.sequences, turn], dim=1)
-    over_cache = loaded.model.generate(tokens, max_new_tokens=6, past_key_values=first.past_key_values)
-    assert torch.equal(over_cache, loaded.model.generate(tokens, max_new_tokens=6))
+    over_cache = loaded.model.generate(tokens, max_new_tokens=LONGEST, past_key_values=first.past_key_values)
+    assert torch.equal(over_cache, loaded.model.generate(tokens, max_new_tokens=LONGEST))
 
 
 @only("causal")
@@ -204,14 +191,14 @@ def test_a_prompt_of_one_token(loaded: Loaded, editor: Any, attach: Attach) -> N
 @GENERATING
 @both_dtypes
 def test_a_loop_over_the_cache(edited: Edited) -> None:
-    said = ByHand(edited.loaded, edited.mixed).step(5).said
-    edited.check(said, ByHand(edited.twin, edited.mixed).step(5).said)
+    said = ByHand(edited.loaded, edited.mixed).step(LONGEST - 1).said
+    edited.check(said, ByHand(edited.twin, edited.mixed).step(LONGEST - 1).said)
 
 
 @FULL_ATTENTION
 def test_a_loop_over_the_cache_of_a_right_padded_prompt(edited: Edited) -> None:
-    said = ByHand(edited.loaded, edited.mixed, "right").step(5).said
-    edited.check(said, ByHand(edited.twin, edited.mixed, "right").step(5).said)
+    said = ByHand(edited.loaded, edited.mixed, "right").step(LONGEST - 1).said
+    edited.check(said, ByHand(edited.twin, edited.mixed, "right").step(LONGEST - 1).said)
     assert said == edited.loaded.generate(edited.mixed)
 
 
@@ -220,9 +207,9 @@ def test_a_copied_cache_goes_on_like_its_original(edited: Edited) -> None:
     hand = ByHand(edited.loaded, edited.mixed).step()
     copied = copy.copy(hand)
     copied.cache = copy.deepcopy(hand.cache)
-    base = ByHand(edited.twin, edited.mixed).step(5).said
-    edited.check(hand.step(4).said, base)
-    edited.check(copied.step(4).said, base)
+    base = ByHand(edited.twin, edited.mixed).step(LONGEST - 1).said
+    edited.check(hand.step(LONGEST - 2).said, base)
+    edited.check(copied.step(LONGEST - 2).said, base)
 
 
 def _reorder(cache: Any, rows: Tensor) -> None:
@@ -255,7 +242,7 @@ def test_decisions_move_with_the_rows_of_the_cache(edited: Edited, move: str, st
     hand = ByHand(edited.loaded, edited.mixed).step(steps)
     rows = choose(len(edited.mixed))
     act(hand.cache, rows)
-    moved = hand.select(rows).step(5 - steps).said
+    moved = hand.select(rows).step(LONGEST - 1 - steps).said
     assert moved == [whole[row] for row in rows.tolist()]
 
 
@@ -269,7 +256,7 @@ def test_tokens_taken_back_from_the_cache(edited: Edited) -> None:
     hand.tokens = hand.tokens[:, :-2]
     if hand.encoded is None:
         hand.mask = hand.mask[:, :-2]
-    edited.check(hand.step(4).said, ByHand(edited.twin, edited.mixed).step(5).said)
+    edited.check(hand.step(LONGEST - 2).said, ByHand(edited.twin, edited.mixed).step(LONGEST - 1).said)
 
 
 @only("causal")

@@ -64,9 +64,7 @@ def test_a_hundred_edits_add_no_hooks(loaded: Loaded, editor: Any, attach: Attac
     assert hooks(loaded.model) == before
 
 
-def test_closing_takes_everything_off_and_leaves_the_users_hooks(
-    loaded: Loaded, editor: Any, attach: Attach
-) -> None:
+def test_closing_takes_everything_off_and_leaves_the_users_hooks(loaded: Loaded, editor: Any, attach: Attach) -> None:
     early, late = Counting(), Counting()
     inner = list(loaded.model.children())[-1]
     inner.register_forward_hook(early)
@@ -233,9 +231,7 @@ def test_saving_the_model_writes_the_base(fresh: Edited, tmp_path: Path) -> None
     saved, base = (load_file(tmp_path / name / "model.safetensors") for name in ("edited", "base"))
     assert list(saved) == list(base)
     assert all(torch.equal(saved[name], base[name]) for name in base)
-    assert {p.name for p in (tmp_path / "edited").iterdir()} == {
-        p.name for p in (tmp_path / "base").iterdir()
-    }
+    assert {p.name for p in (tmp_path / "edited").iterdir()} == {p.name for p in (tmp_path / "base").iterdir()}
     config = "config.json"
     assert (tmp_path / "edited" / config).read_text() == (tmp_path / "base" / config).read_text()
     model, report = type(fresh.loaded.model).from_pretrained(tmp_path / "edited", output_loading_info=True)

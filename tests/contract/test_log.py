@@ -14,7 +14,7 @@ import pytest
 from editable.errors import LogError, WrongBaseError
 from editable.memory.log import Log
 from tests.conftest import Attach
-from tests.contract.harness import LEARNED, Edited, both_dtypes, edits_of, everything, named, same_bits
+from tests.contract.harness import Edited, both_dtypes, edits_of, everything, named, same_bits
 from tests.families import Loaded
 
 ROOT = Path(__file__).parents[2]
@@ -59,9 +59,7 @@ def test_editing_goes_on_after_reopening(loaded: Loaded, editor: Any, attach: At
 
 
 @named("gpt2", "vit")
-def test_a_log_of_another_base_is_refused(
-    loaded: Loaded, editor: Any, attach: Attach, tmp_path: Path
-) -> None:
+def test_a_log_of_another_base_is_refused(loaded: Loaded, editor: Any, attach: Attach, tmp_path: Path) -> None:
     """One weight differs in one bit; the model is left alone."""
     attach(loaded, editor, log=tmp_path / "edits.db").close()
     other = loaded.family.load(loaded.dtype)
@@ -74,22 +72,26 @@ def test_a_log_of_another_base_is_refused(
 
 
 @named("gpt2", "resnet")
-def test_what_the_log_refuses_is_never_visible(fresh: Edited, monkeypatch: pytest.MonkeyPatch) -> None:
-    version, now = fresh.em.version, everything(fresh.loaded)
+def test_what_the_log_refuses_is_never_visible(
+    loaded: Loaded, editor: Any, attach: Attach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    em = attach(loaded, editor, log=tmp_path / "edits.db")
+    receipt = em.edit(edits_of(loaded, [0]))[0]
+    version, now = em.version, everything(loaded)
 
     def full(*_: Any) -> None:
         raise LogError("no space left")
 
     monkeypatch.setattr(Log, "append", full)
     with pytest.raises(LogError, match="no space left"):
-        fresh.em.edit(edits_of(fresh.loaded, [LEARNED]))
+        em.edit(edits_of(loaded, [1]))
     with pytest.raises(LogError, match="no space left"):
-        fresh.em.rollback(fresh.receipts[0].id)
-    assert fresh.em.version == version
-    assert same_bits(everything(fresh.loaded), now)
+        em.rollback(receipt.id)
+    assert em.version == version
+    assert same_bits(everything(loaded), now)
     monkeypatch.undo()
-    fresh.em.edit(edits_of(fresh.loaded, [LEARNED]))
-    assert fresh.em.version == version + 1
+    em.edit(edits_of(loaded, [1]))
+    assert em.version == version + 1
 
 
 WRITER = """
@@ -113,9 +115,7 @@ while True:
 
 
 @named("llama-gqa")
-def test_what_was_acknowledged_survives_a_kill(
-    loaded: Loaded, editor: Any, attach: Attach, tmp_path: Path
-) -> None:
+def test_what_was_acknowledged_survives_a_kill(loaded: Loaded, editor: Any, attach: Attach, tmp_path: Path) -> None:
     told = _killed_after(12, tmp_path / "edits.db", type(editor).__name__)
     em = attach(loaded, editor, log=tmp_path / "edits.db")
     live = {edit.id for edit in em.edits}

@@ -7,11 +7,13 @@ import torch
 import transformers as hf
 from torch import nn
 
-from tests.contract.harness import LEARNED, Edited, only
-from tests.families import Loaded
+from tests.contract.harness import LEARNED, Edited, named, only
+from tests.families import FAMILIES, Loaded
+
+TRANSFORMERS = named(*(family.name for family in FAMILIES if family.needs is None))
 
 
-@only("causal", "seq2seq", "text_classifier")
+@TRANSFORMERS
 def test_a_tuple_instead_of_a_mapping(edited: Edited) -> None:
     feed = edited.loaded.feed(edited.mixed)
     whole = edited.loaded.model(**feed)
@@ -48,9 +50,8 @@ def test_fewer_logits(edited: Edited, keep: int) -> None:
     assert torch.equal(kept.argmax(-1), whole.argmax(-1))
 
 
+@TRANSFORMERS
 def test_labels_add_a_loss_and_change_nothing_else(edited: Edited) -> None:
-    if edited.loaded.family.name == "torchvision-resnet18":
-        pytest.skip("its forward takes no labels")
     feed = edited.loaded.encode(edited.loaded.edited[:LEARNED])
     labels, logits = _labels(edited.loaded, feed)
     output = edited.loaded.model(**feed, labels=labels)
@@ -73,10 +74,8 @@ def _labels(loaded: Loaded, feed: dict[str, torch.Tensor]) -> tuple[torch.Tensor
     return torch.tensor(loaded.targets[:LEARNED]), loaded.model(**feed).logits
 
 
-@only("causal", "text_classifier", "image_classifier")
+@only("causal")
 def test_hidden_states_show_what_the_model_computed_with(edited: Edited) -> None:
-    if edited.loaded.family.name == "torchvision-resnet18":
-        pytest.skip("it returns logits alone")
     feed = edited.loaded.feed(edited.loaded.edited[:LEARNED])
     plain = edited.loaded.model(**feed)
     output = edited.loaded.model(**feed, output_hidden_states=True)

@@ -18,8 +18,7 @@ def _forced(edited: Edited, side: Side | None = None) -> tuple[dict[str, Tensor]
     answers = [loaded.wanted(index) for index in range(LEARNED)]
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     wanted = [
-        [IGNORED] * (len(prompt) - 1) + answer + [IGNORED]
-        for prompt, answer in zip(prompts, answers, strict=True)
+        [IGNORED] * (len(prompt) - 1) + answer + [IGNORED] for prompt, answer in zip(prompts, answers, strict=True)
     ]
     mask = _padded([[1] * len(row) for row in rows], 0, side)
     feed = {"input_ids": _padded(rows, PAD, side), "attention_mask": mask, "position_ids": positions(mask)}
@@ -29,9 +28,7 @@ def _forced(edited: Edited, side: Side | None = None) -> tuple[dict[str, Tensor]
 def _padded(rows: list[list[int]], fill: int, side: Side | None) -> Tensor:
     width = max(map(len, rows))
     pads = [[fill] * (width - len(row)) for row in rows]
-    return torch.tensor(
-        [row + pad if side == "right" else pad + row for row, pad in zip(rows, pads, strict=True)]
-    )
+    return torch.tensor([row + pad if side == "right" else pad + row for row, pad in zip(rows, pads, strict=True)])
 
 
 @only("causal")

@@ -13,7 +13,7 @@ import transformers as hf
 from torch import Tensor
 
 from tests.contract.harness import LEARNED, ByHand, Edited, edits_of, only
-from tests.families import Loaded
+from tests.families import LONGEST, Loaded
 
 GENERATING = only("causal", "seq2seq")
 
@@ -40,7 +40,7 @@ class During(hf.LogitsProcessor):  # type: ignore[misc]
 def _generate(edited: Edited, door: str, act: Callable[[], Any], step: int, **options: Any) -> Tensor:
     during = During(act, step)
     batch = edited.loaded.encode(edited.loaded.edited)
-    out = CALLS[door](edited)(**batch, max_new_tokens=6, logits_processor=[during], **options)
+    out = CALLS[door](edited)(**batch, max_new_tokens=LONGEST, logits_processor=[during], **options)
     assert during.left < 0, "nothing was published during the generation"
     return out
 
@@ -55,16 +55,14 @@ MODES: dict[str, dict[str, Any]] = {
 @GENERATING
 @pytest.mark.parametrize("door", CALLS)
 @pytest.mark.parametrize("mode", MODES)
-def test_an_edit_published_meanwhile_is_seen_by_the_next_generation(
-    fresh: Edited, mode: str, door: str
-) -> None:
+def test_an_edit_published_meanwhile_is_seen_by_the_next_generation(fresh: Edited, mode: str, door: str) -> None:
     batch = fresh.loaded.encode(fresh.loaded.edited)
-    before = fresh.loaded.model.generate(**batch, max_new_tokens=6)
+    before = fresh.loaded.model.generate(**batch, max_new_tokens=LONGEST)
     for step, index in ((0, LEARNED), (1, LEARNED + 1)):
         published = edits_of(fresh.loaded, [index])
         now = _generate(fresh, door, partial(fresh.em.edit, published), step, **MODES[mode])
         assert torch.equal(now, before)
-        before = fresh.loaded.model.generate(**batch, max_new_tokens=6)
+        before = fresh.loaded.model.generate(**batch, max_new_tokens=LONGEST)
         assert not torch.equal(now, before)
         assert fresh.loaded.is_answer(fresh.loaded.generate([fresh.loaded.edited[index]])[0], index)
 
@@ -74,7 +72,7 @@ def test_an_edit_published_meanwhile_is_seen_by_the_next_generation(
 @pytest.mark.parametrize("mode", MODES)
 def test_a_rollback_meanwhile_is_seen_by_the_next_generation(fresh: Edited, mode: str, door: str) -> None:
     batch = fresh.loaded.encode(fresh.loaded.edited)
-    before = fresh.loaded.model.generate(**batch, max_new_tokens=6)
+    before = fresh.loaded.model.generate(**batch, max_new_tokens=LONGEST)
     receipt = fresh.receipts[2]  # its answer is the longest
     now = _generate(fresh, door, lambda: fresh.em.rollback(receipt.id), 0, **MODES[mode])
     assert torch.equal(now, before)
@@ -87,13 +85,13 @@ def test_a_rollback_meanwhile_is_seen_by_the_next_generation(fresh: Edited, mode
 def test_a_cache_keeps_the_version_it_was_filled_under(fresh: Edited) -> None:
     """Also in the caller's own loop: the edits came and went after the prompt was read."""
     rows = fresh.loaded.edited
-    whole = ByHand(fresh.loaded, rows).step(5).said
+    whole = ByHand(fresh.loaded, rows).step(LONGEST - 1).said
     hand = ByHand(fresh.loaded, rows)
     fresh.em.edit(edits_of(fresh.loaded, [LEARNED]))
     for receipt in fresh.receipts:
         fresh.em.rollback(receipt.id)
-    assert hand.step(5).said == whole
-    now, base = ByHand(fresh.loaded, rows).step(5).said, fresh.twin.generate(rows)
+    assert hand.step(LONGEST - 1).said == whole
+    now, base = ByHand(fresh.loaded, rows).step(LONGEST - 1).said, fresh.twin.generate(rows)
     assert fresh.loaded.is_answer(now[LEARNED], LEARNED)
     assert now[:LEARNED] == base[:LEARNED]
 
@@ -102,7 +100,7 @@ def test_a_cache_keeps_the_version_it_was_filled_under(fresh: Edited) -> None:
 def test_a_cache_filled_unedited_goes_on_unedited(edited: Edited) -> None:
     with edited.em.unedited():
         hand = ByHand(edited.loaded, edited.mixed)
-    assert hand.step(5).said == ByHand(edited.twin, edited.mixed).step(5).said
+    assert hand.step(LONGEST - 1).said == ByHand(edited.twin, edited.mixed).step(LONGEST - 1).said
 
 
 def test_versions_count_published_changes(fresh: Edited) -> None:

@@ -26,9 +26,7 @@ from editable.memory import log as log_module
 from editable.memory.errors import CorruptLogError, LogError, WrongBaseError
 from editable.memory.log import Entry, Identity, Log, Record
 
-IDENTITY = Identity(
-    base="a" * 64, tokenizer="b" * 64, editors='{"grace":{"radius":1.0}}', source="a-hub/model"
-)
+IDENTITY = Identity(base="a" * 64, tokenizer="b" * 64, editors='{"grace":{"radius":1.0}}', source="a-hub/model")
 
 
 def entry(edit_id: str = "e1", **changes: Any) -> Entry:
@@ -257,9 +255,7 @@ def test_a_full_disk_leaves_the_log_as_it_was(path: Path) -> None:
         assert log._db is not None
         log._db.execute("PRAGMA max_page_count = 10")
         big = entry("big", tensors={"a": torch.zeros(100_000)})
-        with pytest.raises(
-            LogError, match=r"could not append to it, SQLite says .*full\. Nothing was written; check"
-        ):
+        with pytest.raises(LogError, match=r"could not append to it, SQLite says .*full\. Nothing was written; check"):
             log.append(2, [entry("good"), big])
         assert [r.edit_id for r in log.records()] == ["before"]
         log._db.execute("PRAGMA max_page_count = 100000")
@@ -292,9 +288,7 @@ def test_the_settings_that_make_an_append_durable(path: Path) -> None:
 
 
 def test_without_a_write_ahead_log_it_refuses() -> None:
-    with pytest.raises(
-        LogError, match="SQLite has journal mode 'memory' here, expected 'wal'; put the log on"
-    ):
+    with pytest.raises(LogError, match="SQLite has journal mode 'memory' here, expected 'wal'; put the log on"):
         Log(":memory:", IDENTITY)
 
 
@@ -322,9 +316,7 @@ def test_a_log_of_another_model_is_refused(path: Path, changes: dict[str, str], 
     fill(path)
     fields = {"base": IDENTITY.base, "tokenizer": IDENTITY.tokenizer, "editors": IDENTITY.editors}
     other = Identity(**(fields | changes), source="elsewhere")
-    with pytest.raises(
-        WrongBaseError, match=rf"edits.db belongs to {text}.*\(source: a-hub/model\).*a new log"
-    ):
+    with pytest.raises(WrongBaseError, match=rf"edits.db belongs to {text}.*\(source: a-hub/model\).*a new log"):
         Log(path, other)
     assert len(read(path)) == 5
 
@@ -336,17 +328,13 @@ def test_the_source_is_not_compared(path: Path) -> None:
 
 
 def test_reading_needs_a_log(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        LogError, match=r"edits.db does not exist, expected a log to read; check the path, or give"
-    ):
+    with pytest.raises(LogError, match=r"edits.db does not exist, expected a log to read; check the path, or give"):
         Log(path)
     assert not path.exists()
     path.touch()
     with pytest.raises(LogError, match=r"edits.db is empty, expected a log to read; check the path"):
         Log(path)
-    with pytest.raises(
-        LogError, match=r"could not open it, SQLite says unable to open .*; check that the directory"
-    ):
+    with pytest.raises(LogError, match=r"could not open it, SQLite says unable to open .*; check that the directory"):
         Log(tmp_path / "absent" / "edits.db", IDENTITY)
 
 
@@ -496,9 +484,7 @@ def test_rows_of_another_log_are_found(path: Path, tmp_path: Path) -> None:
         read(path)
 
 
-@pytest.mark.parametrize(
-    ("column", "value"), [("payload", b"not safetensors"), ("meta", "{"), ("meta", "[]")]
-)
+@pytest.mark.parametrize(("column", "value"), [("payload", b"not safetensors"), ("meta", "{"), ("meta", "[]")])
 def test_a_record_with_the_right_hash_must_still_decode(path: Path, column: str, value: Any) -> None:
     fill(path, 1)
     with closing(sqlite3.connect(path)) as db:
@@ -510,9 +496,7 @@ def test_a_record_with_the_right_hash_must_still_decode(path: Path, column: str,
         (f"UPDATE records SET {column} = ?, hash = ?", (value, row["hash"])),
         ("UPDATE header SET head = ?", (row["hash"],)),
     )
-    with pytest.raises(
-        CorruptLogError, match=r"record 1 has the right hash but cannot be decoded: .*; restore"
-    ):
+    with pytest.raises(CorruptLogError, match=r"record 1 has the right hash but cannot be decoded: .*; restore"):
         read(path)
 
 
@@ -527,17 +511,13 @@ def test_a_damaged_log_takes_no_records(path: Path) -> None:
 @pytest.mark.parametrize("identity", [None, IDENTITY])
 def test_a_file_that_is_not_sqlite_is_refused_and_left_alone(path: Path, identity: Identity | None) -> None:
     path.write_bytes(b"a" * 5000)
-    with pytest.raises(
-        CorruptLogError, match=r"edits.db cannot be read as a log: .*not a database.*; check the path"
-    ):
+    with pytest.raises(CorruptLogError, match=r"edits.db cannot be read as a log: .*not a database.*; check the path"):
         Log(path, identity)
     assert path.read_bytes() == b"a" * 5000
 
 
 @pytest.mark.parametrize("identity", [None, IDENTITY])
-def test_a_database_of_something_else_is_refused_and_left_alone(
-    path: Path, identity: Identity | None
-) -> None:
+def test_a_database_of_something_else_is_refused_and_left_alone(path: Path, identity: Identity | None) -> None:
     raw(path, ("CREATE TABLE songs (title TEXT)", ()))
     before = path.read_bytes()
     with pytest.raises(LogError, match=r"a SQLite file with the tables \['songs'\], expected those of a log"):
@@ -604,9 +584,7 @@ CELLS += [
 
 @settings(max_examples=500, deadline=None, database=None)
 @given(cell=st.sampled_from(CELLS), position=st.integers(0, 2**20), mask=st.integers(1, 255))
-def test_every_single_byte_flip_is_found(
-    sound: Path, cell: tuple[str, str, int], position: int, mask: int
-) -> None:
+def test_every_single_byte_flip_is_found(sound: Path, cell: tuple[str, str, int], position: int, mask: int) -> None:
     table, column, row = cell
     path = sound.with_name("flipped.db")
     shutil.copy(sound, path)
@@ -668,9 +646,7 @@ def test_a_writer_that_waits_too_long_says_so(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(log_module, "_BUSY_SECONDS", 0.01)
     with Log(path, IDENTITY) as log, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(
-            LogError, match=r"could not append to it, another process held it for .*; wait until"
-        ):
+        with pytest.raises(LogError, match=r"could not append to it, another process held it for .*; wait until"):
             log.append(1, [entry()])
         other.execute("ROLLBACK")
         assert len(log.append(1, [entry()])) == 1
@@ -683,6 +659,9 @@ from pathlib import Path
 import torch
 from editable.memory.log import Entry, Identity, Log
 
+def say(*words):  # in one write: print may use several, and a kill between two leaves half a line
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 identity = Identity(base="a" * 64, tokenizer="b" * 64, editors='{"grace":{"radius":1.0}}')
 entries = [Entry("edit", half, "grace", {"key": torch.zeros(500)}) for half in "ab"]
 for line in sys.stdin:
@@ -690,15 +669,15 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         log = Log(path, identity)
-        print("pid", os.getpid(), flush=True)
+        say("pid", os.getpid())
         while True:
             record = log.append(1, entries)[-1]
-            print("ack", record.seq, record.hash, flush=True)
+            say("ack", record.seq, record.hash)
             if command == "once":
                 log.close()
                 os._exit(0)
     os.waitpid(child, 0)
-    print("gone", flush=True)
+    say("gone")
 """
 
 
@@ -756,12 +735,8 @@ def test_a_second_process_that_writes_is_noticed(path: Path, writer: Writer) -> 
         log.append(1, [entry("mine")])
         writer.start("once", path)
         assert [line[:2] for line in writer.rest()] == [["ack", "3"]]
-        text = (
-            r"has 3 records ending in \w{12}, expected 1 ending in \w{12}: another writer has appended since"
-        )
-        with pytest.raises(
-            LogError, match=f"{text} this log was opened. Nothing was written; close this log"
-        ):
+        text = r"has 3 records ending in \w{12}, expected 1 ending in \w{12}: another writer has appended since"
+        with pytest.raises(LogError, match=f"{text} this log was opened. Nothing was written; close this log"):
             log.append(2, [entry("too late")])
         assert [r.edit_id for r in log.records()] == ["mine", "a", "b"]
     with Log(path, IDENTITY) as log:
