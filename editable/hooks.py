@@ -297,7 +297,7 @@ class InPlace:
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model = model
         self.name = name
-        functools.update_wrapper(self, getattr(type(model), name))
+        functools.update_wrapper(self, getattr(type(model), name))  # type: ignore[arg-type]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return own_method(memo[id(self.model)], self.name)

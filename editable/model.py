@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -36,7 +36,7 @@ from editable.listing import Edits, Listed, described, listed
 from editable.memory.log import Entry, Identity, Log, Record
 from editable.pack import Packed, read_pack, write_pack
 from editable.snapshot import Snapshot
-from editable.stream import Stream
+from editable.stream import Stream, with_progress
 
 RECENT = 32  # versions kept ready for at(); older ones are rebuilt from the history
 
@@ -83,6 +83,7 @@ class EditableModel:
         self._recent: OrderedDict[int, Snapshot] = OrderedDict([(0, self._snapshot)])
         self._records: list[Record] = []
         self._listed: dict[str, Listed] = {}
+        self._took_over: dict[str, list[str]] = {}  # edit id to the ids it superseded
         self._pinned: ContextVar[Snapshot | None] = ContextVar("editable_pinned", default=None)
         self._writer = threading.RLock()
         self._closed = False
@@ -304,6 +305,7 @@ class EditableModel:
         *,
         editor: str | None = None,
         on_error: Callable[[Edit, Exception], None] | None = None,
+        progress: bool = False,
     ) -> Iterator[Receipt]:
         """Insert a stream of edits, one version per batch; yields receipts as they are published.
 
@@ -313,9 +315,13 @@ class EditableModel:
             editor: name of the editor to use; the first by default.
             on_error: called with each edit that fails, which is then left out; by default the first failure raises
                 (what was yielded before stays published).
+            progress: show a progress bar on stderr.
         """
         name = self._editor_name(editor)
-        return self._stream.batches(edits, batch_size, name, on_error)
+        receipts = self._stream.batches(edits, batch_size, name, on_error)
+        if not progress:
+            return receipts
+        return with_progress(receipts, "editing", len(edits) if isinstance(edits, Sized) else None)
 
     # Carrying edits elsewhere
 
@@ -481,10 +487,6 @@ class EditableModel:
                 self._listed[edit_id] = replace(self._listed[edit_id], superseded_by=record.edit_id)
                 self._took_over.setdefault(record.edit_id, []).append(edit_id)
 
-    @property
-    def _took_over(self) -> dict[str, list[str]]:
-        return self.__dict__.setdefault("_took_over_ids", {})  # type: ignore[no-any-return]
-
     def _recall(self, records: Sequence[Record]) -> None:
         if records:
             for record in records:
@@ -508,8 +510,9 @@ class EditableModel:
         return Snapshot().replace(records[-1].version, states)
 
     def _snapshot_at(self, version: int) -> Snapshot:
-        if version in self._recent:
-            return self._recent[version]
+        recent = self._recent.get(version)
+        if recent is not None:
+            return recent
         if not 0 <= version <= self.version:
             raise InputError(f"Version {version} does not exist, expected one from 0 to {self.version}.")
         records = [r for r in self._history() if r.version <= version]

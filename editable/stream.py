@@ -152,3 +152,11 @@ class Stream:
                 on_error(batch[0], error)
                 return []
         return [receipt for edit in batch for receipt in self._salvaged([edit], editor, on_error)]
+
+
+def with_progress(receipts: Iterable[Receipt], doing: str, total: int | None) -> Iterator[Receipt]:
+    """The same receipts, with a progress bar on stderr while they come."""
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(receipts, doing, total, console=Console(stderr=True))
