@@ -257,6 +257,10 @@ def share(flags: Iterable[bool | float]) -> float | None:
 # --- asking a model ---
 
 
+Hopeless = Callable[[Tensor], bool]
+"""Whether new tokens (n,) can no longer become what is hoped for."""
+
+
 class Answerer(Protocol):
     """Something that continues a prompt: an edited model, a base model, the textbook's."""
 
@@ -264,8 +268,8 @@ class Answerer(Protocol):
         """(1, positions, vocabulary) of one plain forward over prompt and answer, each (1, tokens)."""
         ...
 
-    def free(self, prompt: Tensor, limit: int) -> Tensor:
-        """(n,) new tokens, greedy, at most `limit`."""
+    def free(self, prompt: Tensor, limit: int, hopeless: Hopeless | None = None) -> Tensor:
+        """(n,) new tokens, greedy, at most `limit`; given up early where `hopeless` says so of the new tokens."""
         ...
 
 
@@ -281,12 +285,13 @@ class Plain:
         with torch.no_grad():
             return self.model(input_ids=torch.cat([prompt, answer], dim=1)).logits  # type: ignore[no-any-return]
 
-    def free(self, prompt: Tensor, limit: int) -> Tensor:
+    def free(self, prompt: Tensor, limit: int, hopeless: Hopeless | None = None) -> Tensor:
         """See `Answerer`."""
-        mask = torch.ones_like(prompt)
-        given = {"input_ids": prompt, "attention_mask": mask, "pad_token_id": self.pad}
+        given: dict[str, Any] = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+        if hopeless is not None:
+            given["stopping_criteria"] = [lambda ids, _scores: torch.tensor([hopeless(ids[0, prompt.shape[1] :])])]
         with torch.no_grad():
-            tokens = self.model.generate(**given, max_new_tokens=limit, do_sample=False)
+            tokens = self.model.generate(**given, max_new_tokens=limit, do_sample=False, pad_token_id=self.pad)
         return tokens[0, prompt.shape[1] :]  # type: ignore[no-any-return]
 
 
@@ -321,10 +326,16 @@ def score(answerer: Answerer, tokenizer: Any, prompt: str, target: str) -> Score
     before, answer = token_ids(tokenizer, prompt, target)
     length, end = answer.shape[1], tokenizer.eos_token_id
     said = answerer.forced(before, answer)[0].argmax(dim=-1)[before.shape[1] - 1 :]
-    free = answerer.free(before, length + 1 + MARGIN).tolist()
-    ended = end in free
-    text = tokenizer.decode(free[: free.index(end)] if ended else free, skip_special_tokens=True)
-    same = text.strip() == target.strip()
+    wanted = target.strip()
+
+    def text_of(tokens: Tensor) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def hopeless(tokens: Tensor) -> bool:
+        return not wanted.startswith(text_of(tokens).rstrip("\ufffd"))  # half of a character may stand at the end
+
+    free = answerer.free(before, length + 1 + MARGIN, hopeless)
+    same, ended = text_of(free) == wanted, bool((free == end).any())
     return Score(float((said[:-1] == answer[0]).float().mean()), bool(said[-1] == end), same, same and ended)
 
 
@@ -409,7 +420,8 @@ def print_card(card: Mapping[str, Any]) -> None:
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A plain table; the first column is words."""
-    lines = [[str(cell) for cell in line] for line in (header, *[[_cell(c) for c in row] for row in rows])]
+    full = [[*row, *[""] * (len(header) - len(row))] for row in rows]
+    lines = [[str(cell) for cell in line] for line in (header, *[[_cell(c) for c in row] for row in full])]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print(title)
     for line in lines:

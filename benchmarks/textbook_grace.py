@@ -12,6 +12,7 @@ codebook grows by appending.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -153,13 +154,13 @@ class TextbookGRACE:
         """(1, positions, vocabulary) of one forward over prompt and answer, looked up at the prompt's last token."""
         return self._logits(torch.cat([prompt, answer], dim=1), prompt.shape[1] - 1)
 
-    def free(self, prompt: Tensor, limit: int) -> Tensor:
-        """(n,) new tokens, greedy, the whole text computed anew for each."""
+    def free(self, prompt: Tensor, limit: int, hopeless: Callable[[Tensor], bool] | None = None) -> Tensor:
+        """(n,) new tokens, greedy, the whole text computed anew for each; given up where they are `hopeless`."""
         ids = prompt
         for _ in range(limit):
             token = self._logits(ids, prompt.shape[1] - 1)[:, -1].argmax(dim=-1, keepdim=True)
             ids = torch.cat([ids, token], dim=1)
-            if int(token) == self.end:
+            if int(token) == self.end or (hopeless is not None and hopeless(ids[0, prompt.shape[1] :])):
                 break
         return ids[0, prompt.shape[1] :]
 

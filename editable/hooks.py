@@ -47,9 +47,6 @@ class Hooks:
         editors: name to editor, in the order in which they act at a shared site.
         published: gives the version that a call starting now sees.
         latency: where spans are recorded; None records nothing.
-
-    Raises:
-        StateError: the model was compiled before.
     """
 
     def __init__(
@@ -59,7 +56,6 @@ class Hooks:
         published: Callable[[], Snapshot],
         latency: Latency | None = None,
     ) -> None:
-        refuse_compiled(model)
         self.model = model
         self.editors = editors
         self.published = published

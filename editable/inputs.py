@@ -5,6 +5,7 @@ Knows tokenizers and forward signatures; knows nothing of editors.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class Reader:
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        # A copy: encoding sets padding and truncation on the tokenizer, under the hands of threads that use the user's.
+        self.tokenizer = copy.deepcopy(tokenizer)
         self.seq2seq = is_seq2seq(model)
         self.text = writes_text(model)
 

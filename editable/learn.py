@@ -44,7 +44,10 @@ def shadow_of(model: nn.Module) -> nn.Module:
             hooks = getattr(module, kind)
             # The user's own hooks are part of what the model computes: kept, by reference.
             memo[id(hooks)] = OrderedDict((k, h) for k, h in hooks.items() if not isinstance(h, Inert))
-    return copy.deepcopy(model, memo).eval()
+    shadow = copy.deepcopy(model, memo)
+    for module in shadow.modules():
+        module._compiled_call_impl = None  # that graph is of the model's own modules
+    return shadow.eval()
 
 
 def shares_storage(shadow: nn.Module, model: nn.Module) -> bool:
@@ -198,10 +201,11 @@ class Probe:
             moving = values[rows].requires_grad_()
             with torch.enable_grad():
                 left = loss(moving, rows).float()
+                total = left.sum()
             open_rows = left > DONE
             if not bool(open_rows.any()):
                 return
-            (gradient,) = torch.autograd.grad(left.sum(), moving)
+            (gradient,) = torch.autograd.grad(total, moving)
             stride = rate * left / gradient.square().sum(dim=1).clamp_min(1e-12)
             values[rows] = torch.where(open_rows[:, None], moving - stride[:, None] * gradient, moving).detach()
             rows = rows[open_rows]

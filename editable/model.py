@@ -28,7 +28,7 @@ from editable.digest import base_digest, tokenizer_digest
 from editable.edit import Edit, ModelInput, Patch, Receipt, Verification
 from editable.editor import Editor
 from editable.errors import InputError, StateError, UnknownEditError
-from editable.hooks import Hooks, Inert
+from editable.hooks import Hooks, Inert, refuse_compiled
 from editable.inputs import Reader, Request
 from editable.latency import Latency
 from editable.learn import Probe, shadow_of, shares_storage
@@ -73,6 +73,7 @@ class EditableModel:
                 f"This {type(model).__name__} has an EditableModel attached already, expected a model without one; "
                 "give that one further editors with editors={...}, or close() it first."
             )
+        refuse_compiled(model)
         self.model = model
         self.tokenizer = tokenizer
         self.latency = Latency()
@@ -141,7 +142,7 @@ class EditableModel:
                 **stacked, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self._reader.pad
             )
         start = 0 if self._reader.seq2seq else stacked["input_ids"].shape[1]
-        return str(self.tokenizer.decode(tokens[0, start:], skip_special_tokens=True))
+        return str(self._reader.tokenizer.decode(tokens[0, start:], skip_special_tokens=True))
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -212,8 +213,7 @@ class EditableModel:
         return self._edit(list(edits), self._editor_name(editor), verify)
 
     def _edit(self, edits: Sequence[Edit], name: str, refuse: bool) -> list[Receipt]:
-        with self._writer:
-            self._check_open()
+        with self._writing():
             if not edits:
                 raise InputError("The list of edits is empty, expected at least one Edit.")
             phases = Phases()
@@ -277,8 +277,7 @@ class EditableModel:
             StateError: the model is closed.
         """
         ids = [edit_id] if isinstance(edit_id, str) else list(edit_id)
-        with self._writer:
-            self._check_open()
+        with self._writing():
             for one in ids:
                 self._check_live(one)
             changed = {
@@ -343,8 +342,7 @@ class EditableModel:
             CorruptLogError: the file does not add up.
             InputError: no such file, or an edit in it was rolled back here.
         """
-        with self._writer:
-            self._check_open()
+        with self._writing():
             packed = [p for p in read_pack(path, self._identity) if self._is_new(p.patch.edit_id)]
             if not packed:
                 return self.version
@@ -416,6 +414,13 @@ class EditableModel:
     def _state_of(self, name: str) -> Any:
         return self._snapshot.states.get(name, self.editors[name].empty())
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One writer at a time; and its tensors are ordinary ones even where the caller is in inference mode."""
+        with self._writer, torch.inference_mode(False):
+            self._check_open()
+            yield
+
     def _check_open(self) -> None:
         if self._closed:
             raise StateError("This EditableModel is closed, expected an open one; attach a new one to edit again.")
@@ -437,7 +442,7 @@ class EditableModel:
             shadow = shadow_of(self.model)
             Hooks(shadow, self.editors, lambda: self._shadow_sees)
             reference = resources.files("editable").joinpath("reference.txt").read_text().splitlines()
-            self._probe = Probe(shadow, Reader(shadow, self.tokenizer), reference)
+            self._probe = Probe(shadow, Reader(shadow, self._reader.tokenizer), reference)
         return self._probe
 
     @contextmanager

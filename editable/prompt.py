@@ -124,7 +124,10 @@ def _key_column(
     labels = arguments.get("labels")
     if isinstance(labels, Tensor) and labels.shape == ordinal.shape:
         before_answer = (labels != -100).long().argmax(dim=1) - 1
-        key = torch.where(before_answer >= 0, before_answer, key)
+        masked = before_answer >= 0  # else the labels cover the prompt too, and do not tell where it ends
+        if real is not None:
+            masked &= real[:, past:].gather(1, before_answer.clamp_min(0)[:, None])[:, 0]
+        key = torch.where(masked, before_answer, key)
     return key
 
 

@@ -161,7 +161,8 @@ def test_a_reopened_log_continues_the_chain(path: Path) -> None:
     fill(path, 2)
     records = read(path)
     assert [r.seq for r in records] == [1, 2, 3, 4]
-    assert Log(path).identity == IDENTITY
+    with Log(path) as log:
+        assert log.identity == IDENTITY
 
 
 def test_records_show_what_was_committed_when_they_were_asked_for(path: Path) -> None:
