@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from editable.edit import Patch
-from editable.editor import Call
+from editable.editor import Call, Decision
 from editable.inputs import Batch, Request
 from editable.learn import Capture, Probe, at_columns, shortfall
 from editable.memory.radius import Codebook, Placed
@@ -190,13 +190,13 @@ def _decide(call: Call, rows: Tensor, state: Entries) -> None:
     """Which entry each row falls under, looked up at its key token; kept for the decode steps that follow."""
     if call.ordinal is not None and call.key is None:
         return  # a decode step, or an early chunk of the prompt
-    best: dict[str, Tensor] | None = None
+    best = call.decision
     for lag in _lags(call, rows, state):
         row, hit = state.book.find(call.at_key(rows, lag))
-        best = _prefer(best, _decision(call, rows, state, row, hit, lag))
+        found = _decision(call, rows, state, row, hit, lag)
+        best = found if best is None else _prefer(best, found)
     assert best is not None
-    earlier = call.decision
-    call.decide(best if earlier is None else _prefer(earlier, best))
+    call.decide(best)
 
 
 def _lags(call: Call, rows: Tensor, state: Entries) -> list[int]:
@@ -213,15 +213,17 @@ def _lags(call: Call, rows: Tensor, state: Entries) -> list[int]:
         return list(range(longest + 1))
     tokens, key = call.tokens.numpy(), call.key.numpy()
     columns = key[:, None] - np.arange(longest)  # (batch, longest): where an answer of 1, 2 ... tokens would start
-    starts = np.isin(np.take_along_axis(tokens, columns.clip(0), axis=1), _first_tokens(state))
+    starts = np.isin(
+        np.take_along_axis(tokens, columns.clip(0), axis=1), _first_tokens(state, call.tokens.device).numpy()
+    )
     return [0, *(np.flatnonzero((starts & (columns > 0)).any(axis=0)) + 1)]
 
 
-def _first_tokens(state: Entries) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    return state.answers.view[state.spans.view[:, 2]].cpu().numpy()
+def _first_tokens(state: Entries, device: torch.device) -> Tensor:
+    return state.answers.on(device)[state.spans.on(device)[:, 2]]
 
 
-def _decision(call: Call, rows: Tensor, state: Entries, row: Tensor, hit: Tensor, lag: int) -> dict[str, Tensor]:
+def _decision(call: Call, rows: Tensor, state: Entries, row: Tensor, hit: Tensor, lag: int) -> Decision:
     """The entry (batch,), whether it is hit, the key token's ordinal, and the answer tokens seen after it."""
     origin = torch.zeros_like(row)
     said = row.new_full((len(row), state.longest + 1), -1)
@@ -233,19 +235,10 @@ def _decision(call: Call, rows: Tensor, state: Entries, row: Tensor, hit: Tensor
     return {"row": row, "hit": hit, "origin": origin, "said": said}
 
 
-def _prefer(first: Mapping[str, Tensor] | None, second: dict[str, Tensor]) -> dict[str, Tensor]:
+def _prefer(first: Decision, second: Decision) -> Decision:
     """Row by row the second decision where it hits, else the first."""
-    if first is None:
-        return second
     hit = second["hit"]
-    width = min(first["said"].shape[1], second["said"].shape[1])
-    parts = {"row": first["row"], "origin": first["origin"], "hit": first["hit"], "said": first["said"][:, :width]}
-    return {
-        name: torch.where(
-            hit if old.ndim == 1 else hit[:, None], second[name][:, :width] if old.ndim > 1 else second[name], old
-        )
-        for name, old in parts.items()
-    }
+    return {name: torch.where(hit.reshape(-1, *[1] * (old.ndim - 1)), second[name], old) for name, old in first.items()}
 
 
 def _heard(call: Call, said: Tensor, offset: Tensor) -> Tensor:

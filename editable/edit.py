@@ -5,7 +5,7 @@ Knows nothing of models, hooks or methods: plain immutable values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -38,8 +38,8 @@ class Edit:
 
     prompt: ModelInput
     target: str | int | None = None
-    rephrases: tuple[ModelInput, ...] = ()
-    locality: tuple[ModelInput, ...] = ()
+    rephrases: Sequence[ModelInput] = ()
+    locality: Sequence[ModelInput] = ()
     subject: str | None = None
     namespace: str = "default"
 

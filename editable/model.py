@@ -16,27 +16,26 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from editable import verify
 from editable.digest import base_digest, tokenizer_digest
 from editable.edit import Edit, ModelInput, Patch, Receipt, Verification
 from editable.editor import Editor
-from editable.errors import InputError, StateError, UnknownEditError
+from editable.errors import InputError, StateError
+from editable.history import History
 from editable.hooks import Hooks, Inert, refuse_compiled
 from editable.inputs import Reader, Request
 from editable.latency import Latency
-from editable.learn import Probe, shadow_of, shares_storage
-from editable.listing import Edits, Listed, described, listed
-from editable.memory.log import Entry, Identity, Log, Record
-from editable.pack import Packed, read_pack, write_pack
+from editable.listing import Edits, described
+from editable.memory.log import Entry, Identity, Log
+from editable.pack import read_pack, write_pack
 from editable.snapshot import Snapshot
 from editable.stream import Stream, with_progress
+from editable.workshop import Workshop
 
 RECENT = 32  # versions kept ready for at(); older ones are rebuilt from the history
 
@@ -81,22 +80,17 @@ class EditableModel:
         self._source = source
         self._known_identity: Identity | None = None
         self._snapshot = Snapshot()
-        self._recent: OrderedDict[int, Snapshot] = OrderedDict([(0, self._snapshot)])
-        self._records: list[Record] = []
-        self._listed: dict[str, Listed] = {}
-        self._took_over: dict[str, list[str]] = {}  # edit id to the ids it superseded
+        self._recent: OrderedDict[int, Snapshot] = OrderedDict()
         self._pinned: ContextVar[Snapshot | None] = ContextVar("editable_pinned", default=None)
         self._writer = threading.RLock()
         self._closed = False
-        self._probe: Probe | None = None
-        self._shadow_sees = Snapshot()
+        self._workshop = Workshop(model, self._reader, self.editors)
         self._stream = Stream(self.edit)
-        self._log: Log | None = None
         self._hooks = Hooks(model, self.editors, self._visible, self.latency)
         try:
-            if log is not None:
-                self._log = Log(log, self._identity)
-                self._recall(list(self._log.records()))
+            self._log = None if log is None else Log(log, self._identity)
+            self._history = History(self.editors, self._log)
+            self._publish(self._history.start)
         except BaseException:
             self._hooks.remove()
             raise
@@ -181,12 +175,12 @@ class EditableModel:
     @property
     def edits(self) -> Edits:
         """The live edits, in the order they came. Prints as a table, in a notebook too."""
-        return Edits([e for e in self._listed.values() if e.rolled_back is None], self.version)
+        return self._history.edits(self.version)
 
     @property
     def history(self) -> Edits:
         """All edits, those rolled back included."""
-        return Edits(list(self._listed.values()), self.version)
+        return self._history.edits(self.version, rolled_back=True)
 
     @overload
     def edit(self, edits: Edit, *, editor: str | None = None, verify: bool = True) -> Receipt: ...
@@ -219,52 +213,25 @@ class EditableModel:
             phases = Phases()
             requests = [self._reader.request(secrets.token_hex(6), edit) for edit in edits]
             phases.end("read")
-            editor, probe = self.editors[name], self._learning()
-            state, patches = editor.learn(requests, self._state_of(name), probe)
+            editor = self.editors[name]
+            state, patches = editor.learn(requests, self._state_of(name), self._workshop.probe)
             candidate = self._snapshot.replace(self.version + 1, {name: state})
             phases.end("learn")
             conflicts = {r.id: editor.conflicts(r.id, state) for r in requests}
-            checks = self._verified(requests, candidate, conflicts, refuse)
+            checks = self._workshop.verify(requests, candidate, conflicts, refuse)
             phases.end("verify")
             entries = [
                 _entry(name, request, patch, check, conflicts[request.id][0])
                 for request, patch, check in zip(requests, patches, checks, strict=True)
             ]
-            records = self._append(candidate.version, entries)
+            self._history.append(candidate.version, entries)
             phases.end("log")
-            self._publish(candidate, records)
+            self._publish(candidate)
             phases.end("publish")
             return [
                 Receipt(r.id, candidate.version, check, conflicts[r.id][0], phases.seconds)
                 for r, check in zip(requests, checks, strict=True)
             ]
-
-    def _verified(
-        self,
-        requests: Sequence[Request],
-        candidate: Snapshot,
-        conflicts: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]],
-        refuse: bool,
-    ) -> list[Verification]:
-        probe = self._learning()
-        with self._shadow_at(candidate):
-            found = verify.reliability(requests, probe)
-            checks = [
-                Verification(
-                    right,
-                    verify.locality(request.edit.locality, probe, lambda: self._shadow_at(Snapshot())),
-                    conflicts[request.id][1],
-                )
-                for request, (right, _) in zip(requests, found, strict=True)
-            ]
-        if refuse:
-            # An edit that a later one of the same batch took the place of cannot be right, and need not be.
-            lost = {edit_id for superseded, _ in conflicts.values() for edit_id in superseded}
-            kept = [i for i, request in enumerate(requests) if request.id not in lost]
-            verify.refuse_failed(
-                [requests[i] for i in kept], [checks[i] for i in kept], [found[i][1] for i in kept], self._decode
-            )
-        return checks
 
     def rollback(self, edit_id: str | Sequence[str]) -> int:
         """Take one edit (or several, atomically) back: from the next version on, outputs are as if it had never been.
@@ -276,17 +243,16 @@ class EditableModel:
             UnknownEditError: an id that was never given out, or is rolled back already.
             StateError: the model is closed.
         """
-        ids = [edit_id] if isinstance(edit_id, str) else list(edit_id)
+        ids = [edit_id] if isinstance(edit_id, str) else list(dict.fromkeys(edit_id))
         with self._writing():
-            for one in ids:
-                self._check_live(one)
-            changed = {
-                name: self.editors[name].forget(frozenset(ids), self._state_of(name))
-                for name in {self._listed[one].editor for one in ids}
-            }
+            if not ids:
+                raise InputError("The list of edit ids is empty, expected at least one.")
+            editor_of = {one: self._history.live(one).editor for one in ids}
+            names = set(editor_of.values())
+            changed = {name: self.editors[name].forget(frozenset(ids), self._state_of(name)) for name in names}
             snapshot = self._snapshot.replace(self.version + 1, changed)
-            entries = [Entry("rollback", one, self._listed[one].editor) for one in ids]
-            self._publish(snapshot, self._append(snapshot.version, entries))
+            self._history.append(snapshot.version, [Entry("rollback", one, editor_of[one]) for one in ids])
+            self._publish(snapshot)
             return snapshot.version
 
     def submit(self, edit: Edit, *, editor: str | None = None) -> Future[Receipt]:
@@ -326,10 +292,7 @@ class EditableModel:
 
     def export(self, path: str | Path) -> None:
         """Write the live edits to one file, for `load` in a process with the same base."""
-        live = {e.id for e in self.edits}
-        records = [r for r in self._history() if r.kind == "edit" and r.edit_id in live]
-        packed = [Packed(Patch(r.edit_id, r.tensors, r.meta["patch"]), r.editor, r.meta["request"]) for r in records]
-        write_pack(path, packed, self._identity)
+        write_pack(path, self._history.packed(), self._identity)
 
     def load(self, path: str | Path) -> int:
         """Publish the edits of a pack as one version; those already live here are left alone.
@@ -343,7 +306,7 @@ class EditableModel:
             InputError: no such file, or an edit in it was rolled back here.
         """
         with self._writing():
-            packed = [p for p in read_pack(path, self._identity) if self._is_new(p.patch.edit_id)]
+            packed = [p for p in read_pack(path, self._identity) if self._history.is_new(p.patch.edit_id)]
             if not packed:
                 return self.version
             states = dict(self._snapshot.states)
@@ -358,17 +321,9 @@ class EditableModel:
                 about = {"request": dict(one.request), "patch": meta, "superseded": list(superseded)}
                 entries.append(Entry("edit", patch.edit_id, one.editor, patch.tensors, about))
             snapshot = self._snapshot.replace(self.version + 1, states)
-            self._publish(snapshot, self._append(snapshot.version, entries))
+            self._history.append(snapshot.version, entries)
+            self._publish(snapshot)
             return snapshot.version
-
-    def _is_new(self, edit_id: str) -> bool:
-        known = self._listed.get(edit_id)
-        if known is not None and known.rolled_back is not None:
-            raise InputError(
-                f"Edit {edit_id!r} of the pack was rolled back here in version {known.rolled_back}, expected an edit "
-                "that was not; make the edit again if it is wanted after all."
-            )
-        return known is None
 
     def close(self) -> None:
         """Stop the background writer, take all hooks off, close the log. The model is what it was; idempotent."""
@@ -376,7 +331,7 @@ class EditableModel:
         with self._writer:
             self._closed = True
             self._hooks.remove()
-            self._probe = None
+            self._workshop.close()
             if self._log is not None:
                 self._log.close()
 
@@ -425,103 +380,16 @@ class EditableModel:
         if self._closed:
             raise StateError("This EditableModel is closed, expected an open one; attach a new one to edit again.")
 
-    def _check_live(self, edit_id: str) -> None:
-        known = self._listed.get(edit_id)
-        if known is None:
-            raise UnknownEditError(
-                f"Edit {edit_id!r} is unknown, expected the id of a live edit; print em.edits to see them."
-            )
-        if known.rolled_back is not None:
-            raise UnknownEditError(
-                f"Edit {edit_id!r} was rolled back in version {known.rolled_back} already, expected the id of a live "
-                "edit; print em.edits to see them."
-            )
-
-    def _learning(self) -> Probe:
-        if self._probe is None or not shares_storage(self._probe.model, self.model):
-            shadow = shadow_of(self.model)
-            Hooks(shadow, self.editors, lambda: self._shadow_sees)
-            reference = resources.files("editable").joinpath("reference.txt").read_text().splitlines()
-            self._probe = Probe(shadow, Reader(shadow, self._reader.tokenizer), reference)
-        return self._probe
-
-    @contextmanager
-    def _shadow_at(self, snapshot: Snapshot) -> Iterator[None]:
-        before, self._shadow_sees = self._shadow_sees, snapshot
-        try:
-            yield
-        finally:
-            self._shadow_sees = before
-
-    def _decode(self, tokens: Tensor) -> str:
-        if self._reader.text and self.tokenizer is not None:
-            return str(self.tokenizer.decode(tokens))
-        return str(tokens.tolist())
-
-    def _append(self, version: int, entries: Sequence[Entry]) -> Sequence[Record]:
-        if self._log is not None:
-            return self._log.append(version, entries)
-        records = [_unlogged(len(self._records) + i + 1, version, entry) for i, entry in enumerate(entries)]
-        self._records.extend(records)
-        return records
-
-    def _history(self) -> Iterable[Record]:
-        return self._records if self._log is None else self._log.records()
-
-    def _publish(self, snapshot: Snapshot, records: Sequence[Record]) -> None:
-        for record in records:
-            self._note(record)
+    def _publish(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot  # the one assignment that makes it visible
-        self._keep(snapshot)
-
-    def _keep(self, snapshot: Snapshot) -> None:
         self._recent[snapshot.version] = snapshot
         while len(self._recent) > RECENT:
             self._recent.popitem(last=False)
 
-    def _note(self, record: Record) -> None:
-        if record.kind == "rollback":
-            gone = self._listed[record.edit_id]
-            self._listed[record.edit_id] = replace(gone, rolled_back=record.version)
-            for edit_id in self._took_over.pop(record.edit_id, ()):
-                self._listed[edit_id] = replace(self._listed[edit_id], superseded_by=None)
-            return
-        self._listed[record.edit_id] = listed(record.meta["request"], record.edit_id, record.editor, record.version)
-        for edit_id in record.meta.get("superseded", ()):
-            if edit_id in self._listed:
-                self._listed[edit_id] = replace(self._listed[edit_id], superseded_by=record.edit_id)
-                self._took_over.setdefault(record.edit_id, []).append(edit_id)
-
-    def _recall(self, records: Sequence[Record]) -> None:
-        if records:
-            for record in records:
-                self._note(record)
-            self._snapshot = self._rebuilt(records)
-            self._keep(self._snapshot)
-
-    def _rebuilt(self, records: Sequence[Record]) -> Snapshot:
-        """The snapshot that a history leads to: everything inserted in order, then what was rolled back forgotten."""
-        states: dict[str, Any] = {}
-        gone: dict[str, set[str]] = {}
-        for record in records:
-            if record.kind == "rollback":
-                gone.setdefault(record.editor, set()).add(record.edit_id)
-                continue
-            editor = self.editors[record.editor]
-            patch = Patch(record.edit_id, record.tensors, record.meta["patch"])
-            states[record.editor] = editor.insert(patch, states.get(record.editor, editor.empty()))
-        for name, ids in gone.items():
-            states[name] = self.editors[name].forget(frozenset(ids), states[name])
-        return Snapshot().replace(records[-1].version, states)
-
     def _snapshot_at(self, version: int) -> Snapshot:
-        recent = self._recent.get(version)
-        if recent is not None:
-            return recent
         if not 0 <= version <= self.version:
             raise InputError(f"Version {version} does not exist, expected one from 0 to {self.version}.")
-        records = [r for r in self._history() if r.version <= version]
-        return self._rebuilt(records) if records else Snapshot()
+        return self._recent.get(version) or self._history.snapshot(version)
 
 
 class Phases:
@@ -555,18 +423,3 @@ def _entry(editor: str, request: Request, patch: Patch, check: Verification, sup
         "superseded": list(superseded),
     }
     return Entry("edit", request.id, editor, patch.tensors, about)
-
-
-def _unlogged(seq: int, version: int, entry: Entry) -> Record:
-    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Record(
-        entry.kind,
-        entry.edit_id,
-        entry.editor,
-        entry.tensors,
-        entry.meta,
-        seq=seq,
-        version=version,
-        created=created,
-        hash="",
-    )

@@ -52,8 +52,9 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=F
 def root() -> None:
     """Edit a language model while it serves: correct it, ask it, look back, roll back.
 
-    Edits are kept in one store file; the weights are never written. Every command takes --json and then prints one
-    JSON document on stdout. Progress and errors go to stderr.
+    Edits are kept in one store file; the weights are never written.
+
+    With --json, a command prints one JSON document on stdout. Progress and errors go to stderr.
 
     Exit codes: 0, it worked; 1, it did not, and stderr says why; 2, the command line cannot be understood.
     """
@@ -177,9 +178,7 @@ def edit(
     raise typer.Exit(1 if failed else 0)
 
 
-def _learn(
-    em: EditableModel, edits: Mapping[str, Edit], batch_size: int
-) -> tuple[list[Receipt], list[dict[str, str]]]:
+def _learn(em: EditableModel, edits: Mapping[str, Edit], batch_size: int) -> tuple[list[Receipt], list[dict[str, str]]]:
     """Receipts of those that passed, and what is wrong with the others; the mapping says where each came from."""
     place = {edit: where for where, edit in edits.items()}
     failed: list[dict[str, str]] = []
@@ -202,7 +201,7 @@ def _print_receipts(done: Sequence[Mapping[str, Any]], failed: Sequence[Mapping[
 
 @app.command()
 def rollback(
-    ids: Annotated[list[str], Argument(metavar="ID...", help="Edits to take back, all in one version.")],
+    ids: Annotated[list[str], Argument(metavar="ID", help="Edits to take back, all in one version.")],
     store: Store = STORE,
     model: Model = None,
     as_json: Json = False,
@@ -242,7 +241,9 @@ def log(
         terminal.tell({"store": str(store), "version": history.latest(records), "events": events})
         return
     whole = ("version", "when (UTC)", "what", "id")
-    rows = [(f"v{e['version']}", _minute(e["created"]), e["kind"], e["id"], terminal.pair(e), e["state"]) for e in events]
+    rows = [
+        (f"v{e['version']}", _minute(e["created"]), e["kind"], e["id"], terminal.pair(e), e["state"]) for e in events
+    ]
     _print_table((*whole, "prompt -> target", "state now"), rows, whole)
 
 
@@ -266,7 +267,7 @@ def show(
 @app.command()
 def diff(
     a: Annotated[int, Argument(metavar="A", help="A version.")],
-    b: Annotated[int | None, Argument(metavar="[B]", show_default="the latest", help="Another version.")] = None,
+    b: Annotated[int | None, Argument(metavar="B", show_default="the latest", help="Another version.")] = None,
     prompt: Annotated[Texts, Option(help="Load the model and answer this at both. Repeatable.")] = None,
     store: Store = STORE,
     model: Model = None,
@@ -303,7 +304,9 @@ def _minute(created: str) -> str:
     return created[:16].replace("T", " ")
 
 
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], whole: Sequence[str] = ("in", "id")) -> None:
+def _print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[object]], whole: Sequence[str] = ("in", "id")
+) -> None:
     if rows:
         terminal.out().print(terminal.table(headings, rows, whole))
     else:

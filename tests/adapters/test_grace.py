@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from editable.adapters.grace import Entries
 from editable.edit import Patch
 from editable.editor import Call, Decision, Editor
 from editable.errors import InputError, SiteError
+from editable.inputs import Reader
+from editable.learn import Probe, shadow_of
+from editable.memory.log import Log
+from editable.memory.radius import Codebook
 from editable.site import Site
 from editable.snapshot import Snapshot
 from tests.conftest import Attach
@@ -600,7 +605,7 @@ def test_the_users_site() -> None:
     model = load("llama-gqa").model
     chosen = GRACE(values="single", site="*.layers.1.mlp.down_proj").sites(model)
     assert chosen["key"] == Site("model.layers.1.mlp.down_proj", "input")
-    with pytest.raises(SiteError, match="does not exist in LlamaForCausalLM.*the nearest are: .*down_proj"):
+    with pytest.raises(SiteError, match=r"does not exist in LlamaForCausalLM.*the nearest are: .*down_proj"):
         GRACE(values="single", site="model.layers.1.mlp.down_prj").sites(model)
 
 
@@ -626,7 +631,9 @@ def one_token(loaded: Loaded, index: int, target: str) -> Edit:
     ids = torch.tensor([loaded.tokenizer(loaded.edited[index]).input_ids])
     (token,) = loaded.tokenizer(target, add_special_tokens=False).input_ids
     labels = torch.full_like(ids, -100)
-    return Edit({"input_ids": torch.cat([ids, ids[:, :1]], 1), "labels": torch.cat([labels, ids[:, :1] * 0 + token], 1)})
+    return Edit(
+        {"input_ids": torch.cat([ids, ids[:, :1]], 1), "labels": torch.cat([labels, ids[:, :1] * 0 + token], 1)}
+    )
 
 
 def first_word(loaded: Loaded, index: int) -> str:
@@ -639,8 +646,19 @@ def said(loaded: Loaded, prompt: str) -> str:
     return str(loaded.tokenizer.decode(tokens))
 
 
-def book_of(em: EditableModel) -> Any:
-    return em._snapshot.states["grace"].book
+def state_in(em: EditableModel) -> Entries:
+    state: Entries = em._snapshot.states["grace"]
+    return state
+
+
+def book_of(em: EditableModel) -> Codebook:
+    return state_in(em).book
+
+
+def patches_in(log: Path) -> dict[str, Patch]:
+    """Edit id to the patch that a log holds."""
+    with Log(log) as opened:
+        return {r.edit_id: Patch(r.edit_id, r.tensors, r.meta["patch"]) for r in opened.records()}
 
 
 def forced(loaded: Loaded, prompt: str, target: str) -> tuple[Tensor, list[int]]:
@@ -784,15 +802,15 @@ def test_g4_in_the_published_form(loaded: Loaded, attach: Attach) -> None:
 
 @pytest.mark.parametrize("radius", [None, 1e4], ids=["apart", "overlapping"])
 def test_g5_rolling_back_any_edit_leaves_exactly_the_others(
-    loaded: Loaded, attach: Attach, radius: float | None
+    loaded: Loaded, attach: Attach, tmp_path: Path, radius: float | None
 ) -> None:
     """G5: rolling back the last edit deleted another edit's key; compared with never having had the edit."""
     prompts = [*loaded.edited, *loaded.unrelated]
-    whole = attach(loaded, GRACE(radius=radius))
+    whole = attach(loaded, GRACE(radius=radius), log=tmp_path / "edits.db")
     ids = [whole.edit(edit_of(loaded, i), verify=False).id for i in range(4)]
-    patches = {r.edit_id: Patch(r.edit_id, r.tensors, r.meta["patch"]) for r in whole._history()}
+    patches = patches_in(tmp_path / "edits.db")
     for order in (ids, ids[::-1], random.Random(3).sample(ids, 4)):
-        state, left = whole._snapshot.states["grace"], list(ids)
+        state, left = state_in(whole), list(ids)
         for gone in order:
             left.remove(gone)
             state = GRACE(radius=radius).forget(frozenset({gone}), state)
@@ -858,12 +876,12 @@ def test_g8_a_reopened_log_holds_everything(tmp_path: Path, attach: Attach) -> N
     receipts = em.edit([edit_of(one, i) for i in range(4)])
     em.edit(edit_of(one, 0, " golf"))
     em.rollback(receipts[1].id)
-    logits, state = one.logits(one.edited), em._snapshot.states["grace"]
+    logits, state = one.logits(one.edited), state_in(em)
     em.close()
     two = load(LM)
     again = attach(two, GRACE(), log=tmp_path / "edits.db")
     assert torch.equal(two.logits(two.edited), logits)
-    for now, then in zip(contents(again._snapshot.states["grace"]), contents(state), strict=True):
+    for now, then in zip(contents(state_in(again)), contents(state), strict=True):
         assert torch.equal(now, then)
 
 
@@ -930,9 +948,7 @@ def test_the_published_form_reaches_it_too(attach: Attach, name: str) -> None:
 
 
 @pytest.mark.parametrize("probability", [0.6, 0.9, 0.999])
-def test_the_probability_asked_for_is_the_one_reached(
-    loaded: Loaded, attach: Attach, probability: float
-) -> None:
+def test_the_probability_asked_for_is_the_one_reached(loaded: Loaded, attach: Attach, probability: float) -> None:
     """The least of it: not short of what was asked by more than the last hundredth of log-odds."""
     attach(loaded, GRACE(probability=probability)).edit(edit_of(loaded, 2))
     logits, answer = forced(loaded, loaded.edited[2], str(loaded.targets[2]))
@@ -943,9 +959,7 @@ def test_the_probability_asked_for_is_the_one_reached(
 
 def test_classifiers_reach_it_too(attach: Attach) -> None:
     loaded = load("bert")
-    attach(loaded, GRACE()).edit(
-        [Edit(p, t) for p, t in zip(loaded.edited[:4], loaded.targets[:4], strict=True)]
-    )
+    attach(loaded, GRACE()).edit([Edit(loaded.edited[i], loaded.targets[i]) for i in range(4)])
     chance = loaded.answers(loaded.edited[:4]).softmax(-1)
     assert chance[torch.arange(4), torch.tensor(loaded.targets[:4])].min() >= 0.97
 
@@ -954,12 +968,12 @@ def test_a_batch_is_learned_as_each_alone(loaded: Loaded, attach: Attach) -> Non
     """Independent values: the batch's neighbours make no difference beyond rounding."""
     em = attach(loaded, GRACE())
     em.edit([edit_of(loaded, i) for i in range(4)])
-    together = em._snapshot.states["grace"].values.view.clone()
+    together = state_in(em).values.view.clone()
     em.close()
     em = attach(loaded, GRACE())
     for i in range(4):
         em.edit(edit_of(loaded, i))
-    alone = em._snapshot.states["grace"].values.view
+    alone = state_in(em).values.view
     assert together.shape == alone.shape
     assert torch.allclose(together, alone, rtol=1e-3, atol=1e-3)
 
@@ -971,14 +985,14 @@ def test_values_stay_near_the_models_own_activation(loaded: Loaded, attach: Atta
     assert now.startswith(first)
     em = attach(loaded, GRACE(probability=1e-6))
     em.edit(Edit(loaded.edited[1], first), verify=False)
-    state = em._snapshot.states["grace"]
+    state = state_in(em)
     assert torch.equal(state.values.view[0], state.book.keys.view[0])
 
 
 def test_the_single_form_keeps_one_value_for_an_answer(loaded: Loaded, attach: Attach) -> None:
     em = attach(loaded, SINGLE)
     receipt = em.edit(edit_of(loaded, 2), verify=False)  # an answer of several tokens
-    state = em._snapshot.states["grace"]
+    state = state_in(em)
     wide, narrow = loaded.model.config.intermediate_size, loaded.model.config.hidden_size
     assert (state.book.keys.view.shape, state.values.view.shape) == ((1, wide), (1, narrow))
     assert state.spans.view.tolist() == [[0, 1, 0, len(loaded.wanted(2))]]
@@ -992,7 +1006,7 @@ def test_the_single_value_is_what_the_down_projection_gives(loaded: Loaded, atta
     em = attach(loaded, SINGLE)
     em.edit(one_token(loaded, 0, " west"))
     now = _output_of(loaded, path, loaded.edited[0])
-    assert torch.equal(now[0, -1], em._snapshot.states["grace"].values.view[0])
+    assert torch.equal(now[0, -1], state_in(em).values.view[0])
     assert torch.equal(now[0, :-1], base[0, :-1])
 
 
@@ -1015,28 +1029,29 @@ def test_the_radius_is_measured_unless_it_is_given(loaded: Loaded, attach: Attac
     em.close()
     em = attach(loaded, GRACE())
     em.edit(edit_of(loaded, 0))
-    site = Site("model.layers.2")
-    assert em._probe is not None
-    assert book_of(em).radii.tolist() == pytest.approx([0.5 * em._probe.spread(site)])
-    assert em._probe.spread(site) > 0
+    shadow, site = shadow_of(loaded.model), Site("model.layers.2")
+    reference = resources.files("editable").joinpath("reference.txt").read_text().splitlines()
+    spread = Probe(shadow, Reader(shadow, loaded.tokenizer), reference).spread(site)
+    assert spread > 0
+    assert book_of(em).radii.tolist() == pytest.approx([0.5 * spread])
 
 
 def test_images_have_a_radius_without_reference_inputs(attach: Attach) -> None:
     loaded = load("vit")
     em = attach(loaded, GRACE())
-    em.edit([Edit(image, label) for image, label in zip(loaded.edited[:2], loaded.targets[:2], strict=True)])
+    em.edit([Edit(loaded.edited[i], loaded.targets[i]) for i in range(2)])
     keys = book_of(em).keys.view
     assert book_of(em).initial == pytest.approx([0.1 * float(keys.norm(dim=1).mean())] * 2)
 
 
-def test_patches_of_learning_insert_to_the_learned_state(loaded: Loaded, attach: Attach) -> None:
+def test_patches_of_learning_insert_to_the_learned_state(loaded: Loaded, attach: Attach, tmp_path: Path) -> None:
     """What `learn` publishes and what the log would rebuild from its patches are the same bits."""
-    em = attach(loaded, GRACE(radius=1e4))  # everything overlaps
+    em = attach(loaded, GRACE(radius=1e4), log=tmp_path / "edits.db")  # everything overlaps
     for i, j in itertools.product(range(2), range(2)):
         em.edit(edit_of(loaded, i, str(loaded.targets[j])), verify=False)
-    state, again = em._snapshot.states["grace"], GRACE().empty()
-    for record in em._history():
-        again = GRACE().insert(Patch(record.edit_id, record.tensors, record.meta["patch"]), again)
+    state, again = state_in(em), GRACE().empty()
+    for one in patches_in(tmp_path / "edits.db").values():
+        again = GRACE().insert(one, again)
     for now, then in zip(contents(again), contents(state), strict=True):
         assert torch.equal(now, then)
 

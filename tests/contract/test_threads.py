@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,15 @@ PAIRS = ((0, 1), (2, 3), (4, 5))
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"use_cache": False}, {"num_beams": 2})
 
 Answer = tuple[tuple[int, ...], ...]
+
+
+@pytest.fixture(autouse=True)
+def hasty_threads() -> Iterator[None]:
+    """Switch threads far more often than usual, so that what can come between two steps does."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
 
 
 def _asking(loaded: Loaded, rows: Sequence[Any], **options: Any) -> Callable[[], Answer]:

@@ -13,9 +13,7 @@ import transformers as hf
 from editable.carry import Carried, carried_by, carry
 from editable.snapshot import Snapshot
 
-CONFIG = hf.LlamaConfig(
-    hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, vocab_size=9
-)
+CONFIG = hf.LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, vocab_size=9)
 SNAPSHOT = Snapshot(3)
 
 
@@ -137,7 +135,7 @@ def test_rows_are_selected() -> None:
 
 def test_cropping_forgets_the_latest_tokens() -> None:
     cache = tied(dynamic())
-    cache.crop(1)
+    cache.crop(-1)
     assert int(cache.get_seq_length()) == 3
     assert held(cache).seen == 3
     check_rows(cache, 0, 1, 2)

@@ -29,7 +29,7 @@ def test_what_an_edit_may_be(prompt: Any, target: Any) -> None:
 
 
 def test_sequences_become_tuples() -> None:
-    edit = Edit("Who?", " Me", rephrases=["Who is it?"], locality=["What?", IMAGE])  # type: ignore[arg-type]
+    edit = Edit("Who?", " Me", rephrases=["Who is it?"], locality=["What?", IMAGE])
     assert edit.rephrases == ("Who is it?",)
     assert edit.locality == ("What?", IMAGE)
 
@@ -85,7 +85,7 @@ def test_one_input_where_a_sequence_is_meant(name: str, value: Any) -> None:
 @pytest.mark.parametrize("name", ["rephrases", "locality"])
 def test_a_bad_one_among_many_is_named(name: str) -> None:
     with pytest.raises(InputError, match=rf"Edit\.{name}\[1\] is ' ', expected some text"):
-        Edit("Who?", " Me", **{name: ["Fine?", " "]})
+        Edit("Who?", " Me", **{name: ["Fine?", " "]})  # type: ignore[arg-type]
 
 
 def test_input_errors_are_value_errors_of_ours() -> None:

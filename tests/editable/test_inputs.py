@@ -73,8 +73,9 @@ class Merging:
 
 
 def merging() -> Reader:
-    made = Reader(load("gpt2").model, Merging())
-    made.model.generation_config.eos_token_id = 99
+    loaded = load("gpt2")
+    made = Reader(loaded.model, Merging())
+    loaded.model.generation_config.eos_token_id = 99
     return made
 
 
@@ -90,8 +91,9 @@ def test_a_target_that_merges_into_its_prompt_is_read_alone() -> None:
 
 @pytest.mark.parametrize(("ends", "expected"), [(7, 7), ([7, EOS], EOS), ([7, 8], 7), (None, EOS)])
 def test_the_end_token(ends: Any, expected: int) -> None:
-    made = reader("llama-gqa")
-    made.model.generation_config.eos_token_id = ends
+    loaded = load("llama-gqa")
+    made = Reader(loaded.model, loaded.tokenizer)
+    loaded.model.generation_config.eos_token_id = ends
     assert made.end == expected
     assert request(made, "alpha", " delta").answer[-1] == expected
 
@@ -112,7 +114,9 @@ def test_labels_of_an_encoder_decoder_leave_its_input_whole(seq2seq: Reader) -> 
 
 def test_labels_without_an_answer_are_refused(causal: Reader) -> None:
     prompt = {"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[-100, -100]])}
-    with pytest.raises(InputError, match=r"Edit\.prompt\['labels'\] holds 0 labels, expected at least one answer token"):
+    with pytest.raises(
+        InputError, match=r"Edit\.prompt\['labels'\] holds 0 labels, expected at least one answer token"
+    ):
         request(causal, prompt)
 
 
@@ -123,9 +127,10 @@ def test_labels_that_leave_no_prompt_are_refused(causal: Reader) -> None:
 
 
 def test_class_labels() -> None:
-    made = reader("bert")
+    loaded = load("bert")
+    made = Reader(loaded.model, loaded.tokenizer)
     assert request(made, "alpha", 3).answer == (3,)
-    made.model.config.label2id = {"SPAM": 2}
+    loaded.model.config.label2id = {"SPAM": 2}
     assert request(made, "alpha", "SPAM").answer == (2,)
     for bad in (7, -1, "HAM"):
         with pytest.raises(InputError, match=r"expected a label from 0 to 6 of BertForSequenceClassification"):
@@ -139,7 +144,9 @@ def test_a_number_is_no_answer_in_text(causal: Reader) -> None:
 
 def test_text_without_a_tokenizer_is_refused() -> None:
     made = Reader(load("gpt2").model)
-    with pytest.raises(InputError, match=r"'alpha' is text, but no tokenizer was given.*EditableModel\(model, tokenizer"):
+    with pytest.raises(
+        InputError, match=r"'alpha' is text, but no tokenizer was given.*EditableModel\(model, tokenizer"
+    ):
         request(made, "alpha", " delta")
 
 

@@ -248,9 +248,7 @@ def test_without_a_cache_the_key_stays_where_the_prompt_ended() -> None:
 
 
 def test_a_right_padded_prompt_in_a_generation() -> None:
-    call = read(
-        input_ids=ids(2, 4), attention_mask=mask("1100", "1111"), generation=Generation(SNAPSHOT, width=4)
-    )
+    call = read(input_ids=ids(2, 4), attention_mask=mask("1100", "1111"), generation=Generation(SNAPSHOT, width=4))
     assert plain(call.key) == [1, 3]
 
 

@@ -48,9 +48,7 @@ layouts = pytest.mark.parametrize(("site", "shape", "rows", "place"), LAYOUTS.va
 
 
 @layouts
-def test_reading_gives_rows(
-    site: Site, shape: tuple[int, ...], rows: tuple[int, ...], place: tuple[int, ...]
-) -> None:
+def test_reading_gives_rows(site: Site, shape: tuple[int, ...], rows: tuple[int, ...], place: tuple[int, ...]) -> None:
     activation = counted(*shape)
     read = site.read(activation)
     assert read.shape == rows

@@ -1,0 +1,148 @@
+"""The records a model's edits come from, and what they add up to: a list to read, and the snapshot of any version.
+
+Held by the log where there is one, else in memory. Knows nothing of serving.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from editable.edit import Patch
+from editable.editor import Editor
+from editable.errors import InputError, UnknownEditError
+from editable.listing import Edits, Listed, listed
+from editable.memory.log import Entry, Log, Record
+from editable.pack import Packed
+from editable.snapshot import Snapshot
+
+
+class History:
+    """What was inserted and rolled back, in order. One writer; readers may look at any time.
+
+    Args:
+        editors: name to editor.
+        log: where records are kept; None keeps them in memory. Its records are read once, here.
+    """
+
+    def __init__(self, editors: Mapping[str, Editor], log: Log | None = None) -> None:
+        self.editors = editors
+        self.log = log
+        self._unlogged: list[Record] = []
+        self._listed: dict[str, Listed] = {}
+        self._took_over: dict[str, list[str]] = {}  # edit id to the ids it superseded
+        self.start = Snapshot()
+        if log is not None and (records := list(log.records())):
+            for record in records:
+                self._note(record)
+            self.start = self._snapshot(records)
+
+    def append(self, version: int, entries: Sequence[Entry]) -> None:
+        """Keep what `version` changes; on disk, where there is a log, once this returns."""
+        if self.log is not None:
+            records = self.log.append(version, entries)
+        else:
+            records = tuple(_record(len(self._unlogged) + i + 1, version, e) for i, e in enumerate(entries))
+            self._unlogged.extend(records)
+        for record in records:
+            self._note(record)
+
+    def _note(self, record: Record) -> None:
+        if record.kind == "rollback":
+            self._listed[record.edit_id] = replace(self._listed[record.edit_id], rolled_back=record.version)
+            for edit_id in self._took_over.pop(record.edit_id, ()):
+                self._listed[edit_id] = replace(self._listed[edit_id], superseded_by=None)
+            return
+        self._listed[record.edit_id] = listed(record.meta["request"], record.edit_id, record.editor, record.version)
+        for edit_id in record.meta["superseded"]:
+            if edit_id in self._listed:
+                self._listed[edit_id] = replace(self._listed[edit_id], superseded_by=record.edit_id)
+                self._took_over.setdefault(record.edit_id, []).append(edit_id)
+
+    def edits(self, version: int, rolled_back: bool = False) -> Edits:
+        """The edits in the order they came; `version` is what the list says it shows."""
+        known = list(self._listed.values())
+        return Edits([e for e in known if rolled_back or e.rolled_back is None], version)
+
+    def live(self, edit_id: str) -> Listed:
+        """A live edit.
+
+        Raises:
+            UnknownEditError: the id was never given out, or is rolled back.
+        """
+        known = self._listed.get(edit_id)
+        if known is None:
+            raise UnknownEditError(
+                f"Edit {edit_id!r} is unknown, expected the id of a live edit; print em.edits to see them."
+            )
+        if known.rolled_back is not None:
+            raise UnknownEditError(
+                f"Edit {edit_id!r} was rolled back in version {known.rolled_back} already, expected the id of a live "
+                "edit; print em.edits to see them."
+            )
+        return known
+
+    def is_new(self, edit_id: str) -> bool:
+        """Whether an edit from elsewhere is not known here yet.
+
+        Raises:
+            InputError: it was rolled back here.
+        """
+        known = self._listed.get(edit_id)
+        if known is not None and known.rolled_back is not None:
+            raise InputError(
+                f"Edit {edit_id!r} of the pack was rolled back here in version {known.rolled_back}, expected an edit "
+                "that was not; make the edit again if it is wanted after all."
+            )
+        return known is None
+
+    def packed(self) -> list[Packed]:
+        """The live edits, ready to be carried elsewhere."""
+        live = {edit.id for edit in self.edits(0)}
+        return [
+            Packed(_patch(record), record.editor, record.meta["request"])
+            for record in self._records()
+            if record.kind == "edit" and record.edit_id in live
+        ]
+
+    def snapshot(self, version: int) -> Snapshot:
+        """A version, built again from the records that led to it."""
+        records = [record for record in self._records() if record.version <= version]
+        return self._snapshot(records) if records else Snapshot()
+
+    def _records(self) -> Iterable[Record]:
+        return list(self._unlogged) if self.log is None else self.log.records()
+
+    def _snapshot(self, records: Sequence[Record]) -> Snapshot:
+        """Everything inserted in order, then what was rolled back forgotten at once."""
+        states: dict[str, Any] = {}
+        gone: dict[str, set[str]] = {}
+        for record in records:
+            if record.kind == "rollback":
+                gone.setdefault(record.editor, set()).add(record.edit_id)
+                continue
+            editor = self.editors[record.editor]
+            states[record.editor] = editor.insert(_patch(record), states.get(record.editor, editor.empty()))
+        for name, ids in gone.items():
+            states[name] = self.editors[name].forget(frozenset(ids), states[name])
+        return Snapshot().replace(records[-1].version, states)
+
+
+def _patch(record: Record) -> Patch:
+    return Patch(record.edit_id, record.tensors, record.meta["patch"])
+
+
+def _record(seq: int, version: int, entry: Entry) -> Record:
+    return Record(
+        entry.kind,
+        entry.edit_id,
+        entry.editor,
+        entry.tensors,
+        entry.meta,
+        seq=seq,
+        version=version,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        hash="",
+    )

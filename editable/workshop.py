@@ -1,0 +1,87 @@
+"""Where edits are learned and tried out before anyone sees them: a shadow of the model with hooks of its own.
+
+The served modules are never touched here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import resources
+
+from torch import Tensor, nn
+
+from editable import verify
+from editable.edit import Verification
+from editable.editor import Editor
+from editable.hooks import Hooks
+from editable.inputs import Reader, Request
+from editable.learn import Probe, shadow_of, shares_storage
+from editable.snapshot import Snapshot
+
+Conflicts = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
+"""Edit id to (ids it superseded, ids it was parted from)."""
+
+
+class Workshop:
+    """One writer's place. Makes its shadow when it is first needed, and again when the model has moved."""
+
+    def __init__(self, model: nn.Module, reader: Reader, editors: Mapping[str, Editor]) -> None:
+        self.model = model
+        self.reader = reader
+        self.editors = editors
+        self._probe: Probe | None = None
+        self._shown = Snapshot()
+
+    @property
+    def probe(self) -> Probe:
+        """What editors learn with."""
+        if self._probe is None or not shares_storage(self._probe.model, self.model):
+            shadow = shadow_of(self.model)
+            Hooks(shadow, self.editors, lambda: self._shown)
+            reference = resources.files("editable").joinpath("reference.txt").read_text().splitlines()
+            self._probe = Probe(shadow, Reader(shadow, self.reader.tokenizer), reference)
+        return self._probe
+
+    def close(self) -> None:
+        """Let go of the shadow."""
+        self._probe = None
+
+    @contextmanager
+    def _showing(self, snapshot: Snapshot) -> Iterator[None]:
+        before, self._shown = self._shown, snapshot
+        try:
+            yield
+        finally:
+            self._shown = before
+
+    def verify(
+        self, requests: Sequence[Request], candidate: Snapshot, conflicts: Conflicts, refuse: bool
+    ) -> list[Verification]:
+        """What the candidate version does with each edit.
+
+        Raises:
+            VerificationError: `refuse` is set and an edit is not right, or changed what it was told to leave alone.
+        """
+        with self._showing(candidate):
+            found = verify.reliability(requests, self.probe)
+            checks = [
+                Verification(right, self._locality(request), conflicts[request.id][1])
+                for request, (right, _) in zip(requests, found, strict=True)
+            ]
+        if refuse:
+            # An edit that a later one of the same batch took the place of cannot be right, and need not be.
+            lost = {edit_id for superseded, _ in conflicts.values() for edit_id in superseded}
+            kept = [i for i, request in enumerate(requests) if request.id not in lost]
+            verify.refuse_failed(
+                [requests[i] for i in kept], [checks[i] for i in kept], [found[i][1] for i in kept], self._decode
+            )
+        return checks
+
+    def _locality(self, request: Request) -> float:
+        return verify.locality(request.edit.locality, self.probe, lambda: self._showing(Snapshot()))
+
+    def _decode(self, tokens: Tensor) -> str:
+        if self.reader.text and self.reader.tokenizer is not None:
+            return str(self.reader.tokenizer.decode(tokens))
+        return str(tokens.tolist())
