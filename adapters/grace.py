@@ -286,7 +286,7 @@ def _write(call: Call, rows: Tensor, state: Entries) -> Tensor:
 def _enter(state: Entries, request: Request, keys: Tensor, values: Tensor, radius: float) -> tuple[Entries, Patch]:
     """The state with one newly learned edit, and its patch, which says how each key was placed."""
     tensors = {"keys": keys, "values": values, "answer": torch.tensor(request.answer)}
-    meta = {"radius": radius, "namespace": request.edit.namespace}
+    meta = {"radius": radius}
     patch = Patch(request.id, {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}, meta)
     state = _insert(state, patch, [], keys.device)
     placed = [_plain(p) for p in state.book.placed[len(state.book) - len(keys) :]]
@@ -307,7 +307,7 @@ def _insert(
         )
     span = torch.tensor([len(state.values), len(values), len(state.answers), len(answer)])
     book = state.book
-    label = (patch.meta["namespace"], tuple(answer.tolist()))
+    label = tuple(answer.tolist())
     for index, key in enumerate(keys.to(book.radii.device)):
         book = book.add(key, label, patch.edit_id, patch.meta["radius"], placed[index] if placed else None)
     return Entries(

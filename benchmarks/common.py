@@ -32,6 +32,7 @@ RESULTS = HERE / "results"
 
 BEGAN = time.perf_counter()
 DRAWS = 2000  # bootstrap samples
+FAR = 8.0  # radii between the learned keys' centre and a synthetic key
 MARGIN = 8  # tokens a free answer may run over the target's length before it counts as one that does not stop
 WHY_THREADS = (
     "pinned: two OpenMP threads wait for one another by spinning, so beside any other load they are slower than one"
@@ -355,27 +356,33 @@ def summed_up(scores: Sequence[Score]) -> dict[str, float | None]:
 def grow(em: EditableModel, count: int, answers: Sequence[Sequence[int]], rng: np.random.Generator) -> None:
     """Publish, as one version, synthetic edits until `count` are live; at least one learned edit must be there.
 
-    Each has one key, as far from all others as random directions in that many dimensions are, values of the learned
-    ones' size, and one of the given answers. They go through the editor's own `insert`, as a log's edits do.
+    Each has one key, some radii away from the learned keys' centre in a random direction (in hundreds of dimensions
+    such directions are nearly at right angles), some of the learned values, and one of the given answers. They go
+    through the editor's own `insert`, as a log's edits do.
     """
     name, editor = next(iter(em.editors.items()))
     state = em._state_of(name)
     missing = count - len(em.edits)
-    real = state.book.keys.view[torch.isfinite(state.book.radii)].cpu()
-    centre, width = real.mean(dim=0), real.std(dim=0).nan_to_num(1.0).clamp_min(1e-3)
-    values = state.values.view.cpu()
+    centre, values = state.book.keys.view.cpu().mean(dim=0), state.values.view.cpu()
+    away = FAR * state.book.initial[0]
     entries = []
     for index in range(missing):
         answer = torch.tensor(answers[index % len(answers)])
-        key = centre + width * torch.from_numpy(rng.standard_normal(len(centre)).astype(np.float32))
+        key = centre + away * _direction(len(centre), rng)
         rows = values[torch.from_numpy(rng.integers(len(values), size=len(answer)))]
         tensors = {"keys": key[None], "values": rows, "answer": answer}
         patch = Patch(f"synthetic-{len(em.history)}-{index}", tensors, _alone(state))
         state = editor.insert(patch, state)
         entries.append(Entry("edit", patch.edit_id, name, patch.tensors, _about(patch)))
     snapshot = em._snapshot.replace(em.version + 1, {name: state})
-    em._publish(snapshot, em._append(snapshot.version, entries))
+    em._history.append(snapshot.version, entries)
+    em._publish(snapshot)
     _check_apart(state, rng)
+
+
+def _direction(features: int, rng: np.random.Generator) -> Tensor:
+    drawn = torch.from_numpy(rng.standard_normal(features).astype(np.float32))
+    return drawn / drawn.norm()
 
 
 def _alone(state: Any) -> dict[str, Any]:
@@ -384,7 +391,13 @@ def _alone(state: Any) -> dict[str, Any]:
 
 
 def _about(patch: Patch) -> dict[str, Any]:
-    request = {"prompt": patch.edit_id, "target": "", "rephrases": [], "subject": None, "namespace": "default"}
+    request: dict[str, Any] = {
+        "prompt": patch.edit_id,
+        "target": "",
+        "rephrases": [],
+        "subject": None,
+        "namespace": "default",
+    }
     return {"request": request, "patch": dict(patch.meta), "superseded": []}
 
 
@@ -436,7 +449,7 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def print_json(document: Mapping[str, Any]) -> None:
+def print_json(document: Mapping[Any, Any]) -> None:
     """The last line of stdout. Strict JSON: what is not finite becomes null."""
     print(json.dumps(_finite(document), ensure_ascii=False, allow_nan=False), flush=True)
 

@@ -385,7 +385,7 @@ def _speed_found(times: Times, setting: Setting) -> dict[str, Any]:
         f"one_edit_{kind}": common.ratio_of_medians(times.textbook[kind], times.single[kind], setting.rng)
         for kind in times.textbook
     }
-    ratios["one_edit"] = common.ratio_of_medians(*together, setting.rng)
+    ratios["one_edit"] = common.ratio_of_medians(together[0], together[1], setting.rng)
     ratios["batch_per_edit"] = common.ratio_of_medians(together[0], times.batch, setting.rng, paired=False)
     sides = {
         **{f"textbook_{kind}": values for kind, values in times.textbook.items()},
@@ -444,9 +444,9 @@ def _publish_times(setting: Setting, em: EditableModel) -> dict[str, list[float]
     for turn in range(setting.options.publish_rounds + 2):
         fact = spare[turn % len(spare)]
         receipt = em.edit(fact.edit, verify=False)
-        record = next(r for r in reversed(list(em._history())) if r.edit_id == receipt.id)
-        meta = {key: value for key, value in record.meta["patch"].items() if key != "placed"}
-        patch = Patch(receipt.id, record.tensors, meta)
+        learned = em._history.packed()[-1].patch
+        meta = {key: value for key, value in learned.meta.items() if key != "placed"}  # as where it is new
+        patch = Patch(receipt.id, learned.tensors, meta)
         rolled_back = common.clocked(lambda edit_id=receipt.id: em.rollback(edit_id))()  # type: ignore[misc]
         state = em._state_of(name)
         inserted = common.clocked(lambda p=patch, s=state: editor.insert(p, s))()  # type: ignore[misc]
@@ -481,7 +481,7 @@ def memory(setting: Setting, findings: Findings) -> None:
         for count in sorted({1, min(setting.options.batch, len(setting.facts)), len(setting.facts)}):
             peak, kept = _growth(lambda n=count: insert(em, setting.facts[:n], together=True))  # type: ignore[misc]
             found[f"peak_growth_{count}_edits_mb"], found[f"kept_{count}_edits_mb"] = peak, kept
-        shadow = em._learning().model
+        shadow = em._workshop.probe.model
         ours, theirs = [{t.data_ptr() for t in _tensors(m)} for m in (shadow, setting.model)]
         found["learning_copy_shares_all_storage"] = ours == theirs
     findings.parts["memory"] = found

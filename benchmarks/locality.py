@@ -6,23 +6,26 @@ median distance from one unrelated prompt's activation to its nearest neighbour 
 prompt and little else; a large one reaches rephrases, and other questions too. Where balls of different answers would
 overlap, the codebook splits the space between them, exactly as it does in service.
 
-Measured for each share: unrelated questions that fall into any ball (false fires); prompts and rephrases that fall into
-their own edit's ball (hits) or into another's (wrong). `RADIUS_SHARE` in the editor is chosen from this table: a false
-fire changes an answer that nobody asked to change, so it weighs more than a rephrase that is missed.
+Measured for each share: what falls into any ball though no edit is about it (false fires): unrelated questions, the
+same with a question mark, whose activations lie much nearer to those of prompts that end in one, and the prompts of
+facts that were not inserted; and prompts and rephrases that fall into their own edit's ball (hits) or into another's
+(wrong). `RADIUS_SHARE` in the editor is chosen from this table: a false fire changes an answer that nobody asked to
+change, so it weighs more than a rephrase that is missed.
 
 Output: the machine card, a table, a plot in benchmarks/results/, and one JSON document as the last line of stdout.
 Progress goes to stderr.
 
     python benchmarks/locality.py
-    python benchmarks/locality.py --data zsre.json --unrelated nq_open.jsonl --edits 300 --questions 800
+    python benchmarks/locality.py --data zsre.json --unrelated nq_open.jsonl --edits 300 --questions 1000
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common
 from benchmarks.common import Fact, progress
-from editable import EditableModel
 from editable.adapters import GRACE
 from editable.adapters.grace import RADIUS_SHARE
+from editable.inputs import Reader
+from editable.learn import Probe, shadow_of
 from editable.memory.radius import Codebook
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)
@@ -44,17 +48,25 @@ CHUNK = 16  # prompts in one forward
 
 @dataclass(frozen=True)
 class Activations:
-    """Key-token activations (n, features) at the site, and the site's spread."""
+    """Key-token activations (n, features) at the site, of edits and of what no edit is about, and the site's spread."""
 
     prompts: Tensor
     rephrases: Tensor
-    questions: Tensor
+    unrelated: Mapping[str, Tensor]
     spread: float
 
 
-def activations(em: EditableModel, editor: GRACE, facts: Sequence[Fact], questions: Sequence[str]) -> Activations:
+def probe_of(model: Any, tokenizer: Any) -> Probe:
+    """What editors learn with, hence the very activations they see, the spread's reference prompts included."""
+    reference = resources.files("editable").joinpath("reference.txt").read_text().splitlines()
+    shadow = shadow_of(model)
+    return Probe(shadow, Reader(shadow, tokenizer), reference)
+
+
+def activations(
+    probe: Probe, editor: GRACE, facts: Sequence[Fact], unrelated: Mapping[str, Sequence[str]]
+) -> Activations:
     """What the base model shows for every text."""
-    probe = em._learning()
     site = editor.sites(probe.model)["key"]
 
     def of(texts: Sequence[str]) -> Tensor:
@@ -65,7 +77,7 @@ def activations(em: EditableModel, editor: GRACE, facts: Sequence[Fact], questio
         return torch.cat(parts)
 
     prompts, rephrases = of([f.prompt for f in facts]), of([f.rephrase for f in facts])
-    return Activations(prompts, rephrases, of(questions), probe.spread(site))
+    return Activations(prompts, rephrases, {n: of(texts) for n, texts in unrelated.items()}, probe.spread(site))
 
 
 def book_of(prompts: Tensor, facts: Sequence[Fact], radius: float) -> Codebook:
@@ -82,7 +94,7 @@ def row(found: Activations, facts: Sequence[Fact], portion: float) -> dict[str, 
     prompts, rephrases = (_landed(book, keys, facts) for keys in (found.prompts, found.rephrases))
     return {
         "radius_share_of_spread": portion,
-        "false_fire_share": float(book.find(found.questions)[1].float().mean()),
+        **{f"{n}_fire_share": float(book.find(keys)[1].float().mean()) for n, keys in found.unrelated.items()},
         "prompt_hit_share": prompts[0],
         "rephrase_hit_share": rephrases[0],
         "rephrase_wrong_share": rephrases[1],
@@ -102,7 +114,7 @@ def draw(form: str, rows: Sequence[dict[str, Any]]) -> Callable[[Any], None]:
 
     def plot(axes: Any) -> None:
         shares = [one["radius_share_of_spread"] for one in rows]
-        for name in ("false_fire_share", "prompt_hit_share", "rephrase_hit_share", "rephrase_wrong_share"):
+        for name in (name for name in rows[0] if name.endswith("_share") and name != "prompt_hit_share"):
             axes.plot(shares, [one[name] for one in rows], marker="o", label=name.replace("_", " "))
         axes.axvline(RADIUS_SHARE, color="black", ls=":", label="the editor's default")
         axes.set_xlabel("radius / spread of unrelated prompts")
@@ -116,7 +128,7 @@ def draw(form: str, rows: Sequence[dict[str, Any]]) -> Callable[[Any], None]:
 def options() -> argparse.Namespace:
     """The command line."""
     parser = common.parser(__doc__)
-    parser.add_argument("--edits", type=int, default=300)
+    parser.add_argument("--edits", type=int, default=300, help="facts inserted, at most half of what there is")
     parser.add_argument("--questions", type=int, default=1000)
     return parser.parse_args()
 
@@ -127,12 +139,15 @@ def main() -> None:
     model, tokenizer = common.prepare(chosen)
     card = common.machine_card(model)
     common.print_card(card)
-    facts = common.load_facts(chosen.data, chosen.edits)
+    everything = common.load_facts(chosen.data)
+    edits = min(chosen.edits, len(everything) // 2)
+    facts, others = everything[:edits], everything[edits : 2 * edits]
     questions = common.load_questions(chosen.unrelated, chosen.questions)
+    marked = [question.rstrip("?") + "?" for question in questions]
+    unrelated = {"questions": questions, "marked": marked, "other_facts": [fact.prompt for fact in others]}
     forms: dict[str, Any] = {}
     for form, editor in (("per_token", GRACE()), ("single", GRACE(values="single"))):
-        with EditableModel(model, tokenizer, editor=editor) as em:
-            found = activations(em, editor, facts, questions)
+        found = activations(probe_of(model, tokenizer), editor, facts, unrelated)
         rows = [row(found, facts, portion) for portion in SHARES]
         title = f"{form}: {len(facts)} edits, {len(questions)} questions, spread {found.spread:.3f}"
         common.print_table(title, ("radius/spread", *list(rows[0])[1:]), [list(one.values()) for one in rows])

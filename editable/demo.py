@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from editable.adapters import GRACE
@@ -26,6 +25,9 @@ from editable.cli.timing import measured, shown
 from editable.edit import Edit, Receipt
 from editable.model import EditableModel
 from editable.models import load
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ANSWER_TOKENS = 10  # shown of an unedited answer; an edited one ends by itself
 SERVED_TOKENS = 4  # per generation of the thread that goes on serving

@@ -30,7 +30,7 @@ class Edit:
         rephrases: further inputs that must get the same answer; each becomes a key of this edit.
         locality: inputs whose output must not change; checked before the edit is published.
         subject: the entity the fact is about, where it is known.
-        namespace: edits supersede one another only within a namespace.
+        namespace: a name to group edits by, kept in the log and shown in lists; every call sees all of them.
 
     Raises:
         InputError: the prompt or the target is empty or of an unusable type.
@@ -52,22 +52,27 @@ class Edit:
                     f"write {name}=[...] around it."
                 )
             object.__setattr__(self, name, tuple(value))
-        _check_prompt("prompt", self.prompt)
+        check_prompt("Edit.prompt", self.prompt)
         for name in ("rephrases", "locality"):
             for position, value in enumerate(getattr(self, name)):
-                _check_prompt(f"{name}[{position}]", value)
+                check_prompt(f"Edit.{name}[{position}]", value)
         _check_target(self.prompt, self.target)
 
 
-def _check_prompt(name: str, value: ModelInput) -> None:
+def check_prompt(name: str, value: ModelInput) -> None:
+    """Refuse an input that is empty or of an unusable type.
+
+    Raises:
+        InputError: it is; the message calls it `name`.
+    """
     if isinstance(value, str):
         if not value.strip():
-            raise InputError(f"Edit.{name} is {value!r}, expected some text; give the question to be answered.")
+            raise InputError(f"{name} is {value!r}, expected some text; give the question to be answered.")
     elif isinstance(value, Tensor):
         if value.numel() == 0:
-            raise InputError(f"Edit.{name} is a tensor of shape {tuple(value.shape)}, expected a non-empty one.")
+            raise InputError(f"{name} is a tensor of shape {tuple(value.shape)}, expected a non-empty one.")
     elif not isinstance(value, Mapping) or not value:
-        raise InputError(f"Edit.{name} is {value!r}, expected text, a tensor, or a mapping of forward kwargs.")
+        raise InputError(f"{name} is {value!r}, expected text, a tensor, or a mapping of forward kwargs.")
 
 
 def _check_target(prompt: ModelInput, target: str | int | None) -> None:

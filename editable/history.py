@@ -51,15 +51,19 @@ class History:
 
     def _note(self, record: Record) -> None:
         if record.kind == "rollback":
-            self._listed[record.edit_id] = replace(self._listed[record.edit_id], rolled_back=record.version)
-            for edit_id in self._took_over.pop(record.edit_id, ()):
-                self._listed[edit_id] = replace(self._listed[edit_id], superseded_by=None)
+            gone = replace(self._listed[record.edit_id], rolled_back=record.version)
+            self._listed[record.edit_id] = gone
+            # What had taken its place has now taken the place of those whose place it had taken.
+            self._take_over(self._took_over.pop(record.edit_id, []), gone.superseded_by)
             return
         self._listed[record.edit_id] = listed(record.meta["request"], record.edit_id, record.editor, record.version)
-        for edit_id in record.meta["superseded"]:
-            if edit_id in self._listed:
-                self._listed[edit_id] = replace(self._listed[edit_id], superseded_by=record.edit_id)
-                self._took_over.setdefault(record.edit_id, []).append(edit_id)
+        self._take_over([e for e in record.meta["superseded"] if e in self._listed], record.edit_id)
+
+    def _take_over(self, edit_ids: Sequence[str], by: str | None) -> None:
+        for edit_id in edit_ids:
+            self._listed[edit_id] = replace(self._listed[edit_id], superseded_by=by)
+        if by is not None:
+            self._took_over.setdefault(by, []).extend(edit_ids)
 
     def edits(self, version: int, rolled_back: bool = False) -> Edits:
         """The edits in the order they came; `version` is what the list says it shows."""

@@ -10,6 +10,7 @@ from typing import Any, overload
 from torch import Tensor
 
 from editable.edit import Edit, ModelInput
+from editable.errors import UnknownEditError
 
 WIDTH = 44  # characters of a prompt or target that a table shows
 
@@ -86,10 +87,16 @@ class Edits(Sequence[Listed]):
     def __getitem__(self, index: slice) -> Edits: ...
     def __getitem__(self, index: int | str | slice) -> Listed | Edits:
         if isinstance(index, str):
-            return {edit.id: edit for edit in self._edits}[index]
+            return self._by_id(index)
         if isinstance(index, slice):
             return Edits(self._edits[index], self._version)
         return self._edits[index]
+
+    def _by_id(self, edit_id: str) -> Listed:
+        for edit in self._edits:
+            if edit.id == edit_id:
+                return edit
+        raise UnknownEditError(f"Edit {edit_id!r} is not among these {len(self)} edits; print them to see their ids.")
 
     def __len__(self) -> int:
         return len(self._edits)

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 
 from editable.digest import base_digest, tokenizer_digest
-from editable.edit import Edit, ModelInput, Patch, Receipt, Verification
+from editable.edit import Edit, ModelInput, Patch, Receipt, Verification, check_prompt
 from editable.editor import Editor
 from editable.errors import InputError, StateError
 from editable.history import History
@@ -34,7 +35,7 @@ from editable.listing import Edits, described
 from editable.memory.log import Entry, Identity, Log
 from editable.pack import read_pack, write_pack
 from editable.snapshot import Snapshot
-from editable.stream import Stream, with_progress
+from editable.stream import Stream, batches, with_progress
 from editable.workshop import Workshop
 
 RECENT = 32  # versions kept ready for at(); older ones are rebuilt from the history
@@ -85,7 +86,7 @@ class EditableModel:
         self._writer = threading.RLock()
         self._closed = False
         self._workshop = Workshop(model, self._reader, self.editors)
-        self._stream = Stream(self.edit)
+        self._stream = Stream(self._edit)
         self._hooks = Hooks(model, self.editors, self._visible, self.latency)
         try:
             self._log = None if log is None else Log(log, self._identity)
@@ -122,7 +123,14 @@ class EditableModel:
         return self.model.generate(*args, **kwargs)  # type: ignore[operator]
 
     def ask(self, prompt: ModelInput, max_new_tokens: int = 64) -> str:
-        """The model's greedy answer as text, up to its end token; a classifier's label, by name where it has one."""
+        """The model's greedy answer as text, up to its end token; a classifier's label, by name where it has one.
+
+        Raises:
+            InputError: an empty prompt, or no token to be generated.
+        """
+        check_prompt("prompt", prompt)
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1.")
         arguments = self._reader.arguments(prompt)
         if not self._reader.text:
             with torch.no_grad():
@@ -255,13 +263,13 @@ class EditableModel:
             self._publish(snapshot)
             return snapshot.version
 
-    def submit(self, edit: Edit, *, editor: str | None = None) -> Future[Receipt]:
+    def submit(self, edit: Edit, *, editor: str | None = None, verify: bool = True) -> Future[Receipt]:
         """Queue an edit for the background writer; calls that start after the future is done see it.
 
         Blocks while the queue is full. The future can be cancelled until its edit is being learned.
         """
         self._check_open()
-        return self._stream.submit(edit, self._editor_name(editor))
+        return self._stream.submit(edit, self._editor_name(editor), verify)
 
     def edit_stream(
         self,
@@ -271,6 +279,7 @@ class EditableModel:
         editor: str | None = None,
         on_error: Callable[[Edit, Exception], None] | None = None,
         progress: bool = False,
+        verify: bool = True,
     ) -> Iterator[Receipt]:
         """Insert a stream of edits, one version per batch; yields receipts as they are published.
 
@@ -281,9 +290,10 @@ class EditableModel:
             on_error: called with each edit that fails, which is then left out; by default the first failure raises
                 (what was yielded before stays published).
             progress: show a progress bar on stderr.
+            verify: as in `edit`.
         """
-        name = self._editor_name(editor)
-        receipts = self._stream.batches(edits, batch_size, name, on_error)
+        write = partial(self._edit, name=self._editor_name(editor), refuse=verify)
+        receipts = batches(write, edits, batch_size, on_error)
         if not progress:
             return receipts
         return with_progress(receipts, "editing", len(edits) if isinstance(edits, Sized) else None)

@@ -18,10 +18,10 @@ TOGETHER = 8  # waiting edits that the writer learns in one go
 
 
 class Write(Protocol):
-    """Learns, checks, logs and publishes edits as one version."""
+    """Learns, checks, logs and publishes edits as one version; refuses those that fail their checks, if told to."""
 
-    def __call__(self, edits: Sequence[Edit], *, editor: str | None = None) -> list[Receipt]:
-        """Receipts in order."""
+    def __call__(self, edits: Sequence[Edit], name: str, refuse: bool) -> list[Receipt]:
+        """Receipts in order, from the editor of that name."""
         ...
 
 
@@ -29,6 +29,7 @@ class Write(Protocol):
 class _Waiting:
     edit: Edit
     editor: str
+    verify: bool
     future: Future[Receipt] = field(default_factory=Future)
 
 
@@ -42,13 +43,13 @@ class Stream:
         self._starting = threading.Lock()
         self._closed = False
 
-    def submit(self, edit: Edit, editor: str) -> Future[Receipt]:
+    def submit(self, edit: Edit, editor: str, verify: bool = True) -> Future[Receipt]:
         """Queue one edit.
 
         Raises:
             StateError: closed.
         """
-        waiting = _Waiting(edit, editor)
+        waiting = _Waiting(edit, editor, verify)
         with self._starting:
             if self._closed:
                 raise StateError("This EditableModel is closed, expected an open one; attach a new one to edit again.")
@@ -85,8 +86,8 @@ class Stream:
                 return
             batch, ended = self._gather(first)
             running = [w for w in batch if w.future.set_running_or_notify_cancel()]
-            for editor in dict.fromkeys(w.editor for w in running):
-                self._serve([w for w in running if w.editor == editor], editor)
+            for alike in dict.fromkeys((w.editor, w.verify) for w in running):
+                self._serve([w for w in running if (w.editor, w.verify) == alike], *alike)
             if ended:
                 return
 
@@ -103,55 +104,60 @@ class Stream:
             batch.append(following)
         return batch, False
 
-    def _serve(self, batch: Sequence[_Waiting], editor: str) -> None:
+    def _serve(self, batch: Sequence[_Waiting], editor: str, verify: bool) -> None:
         """All together; where that fails, one by one, so that a bad edit fails alone."""
         try:
-            receipts = self._write([w.edit for w in batch], editor=editor)
+            receipts = self._write([w.edit for w in batch], editor, verify)
         except Exception as error:
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
                 return
             for waiting in batch:
-                self._serve([waiting], editor)
+                self._serve([waiting], editor, verify)
             return
         for waiting, receipt in zip(batch, receipts, strict=True):
             waiting.future.set_result(receipt)
 
-    def batches(
-        self,
-        edits: Iterable[Edit],
-        batch_size: int,
-        editor: str,
-        on_error: Callable[[Edit, Exception], None] | None,
-    ) -> Iterator[Receipt]:
-        """Write a stream in the calling thread, batch by batch.
 
-        Raises:
-            InputError: a batch size below 1.
-        """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, expected at least 1.")
-        return self._batches(iter(edits), batch_size, editor, on_error)
+def batches(
+    write: Callable[[Sequence[Edit]], list[Receipt]],
+    edits: Iterable[Edit],
+    batch_size: int,
+    on_error: Callable[[Edit, Exception], None] | None,
+) -> Iterator[Receipt]:
+    """Write a stream in the calling thread, batch by batch.
 
-    def _batches(
-        self, edits: Iterator[Edit], size: int, editor: str, on_error: Callable[[Edit, Exception], None] | None
-    ) -> Iterator[Receipt]:
-        while batch := list(itertools.islice(edits, size)):
-            if on_error is None:
-                yield from self._write(batch, editor=editor)
-            else:
-                yield from self._salvaged(batch, editor, on_error)
+    Raises:
+        InputError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}, expected at least 1.")
+    return _batches(write, iter(edits), batch_size, on_error)
 
-    def _salvaged(
-        self, batch: Sequence[Edit], editor: str, on_error: Callable[[Edit, Exception], None]
-    ) -> list[Receipt]:
-        try:
-            return self._write(batch, editor=editor)
-        except Exception as error:
-            if len(batch) == 1:
-                on_error(batch[0], error)
-                return []
-        return [receipt for edit in batch for receipt in self._salvaged([edit], editor, on_error)]
+
+def _batches(
+    write: Callable[[Sequence[Edit]], list[Receipt]],
+    edits: Iterator[Edit],
+    size: int,
+    on_error: Callable[[Edit, Exception], None] | None,
+) -> Iterator[Receipt]:
+    while batch := list(itertools.islice(edits, size)):
+        yield from write(batch) if on_error is None else _salvaged(write, batch, on_error)
+
+
+def _salvaged(
+    write: Callable[[Sequence[Edit]], list[Receipt]],
+    batch: Sequence[Edit],
+    on_error: Callable[[Edit, Exception], None],
+) -> list[Receipt]:
+    """All together; where that fails, one by one, so that only the bad ones are left out."""
+    try:
+        return write(batch)
+    except Exception as error:
+        if len(batch) == 1:
+            on_error(batch[0], error)
+            return []
+    return [receipt for edit in batch for receipt in _salvaged(write, [edit], on_error)]
 
 
 def with_progress(receipts: Iterable[Receipt], doing: str, total: int | None) -> Iterator[Receipt]:

@@ -7,8 +7,9 @@ Knows keys, labels, owners and radii; knows nothing of models or of what a hit c
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -41,11 +42,6 @@ class Placed:
     superseded: tuple[int, ...] = ()
     freed: bool = False
 
-    @property
-    def met(self) -> bool:
-        """Whether its coming changed, or was changed by, another ball in a way that only a replay can undo."""
-        return self.freed or bool(self.superseded) or self.kind in ("expand", "split")
-
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
@@ -59,6 +55,8 @@ class Codebook:
         owners: each key's owner; None once forgotten.
         initial: each key's initial radius.
         placed: what happened to each key.
+        company: row to the rows of keys that were placed by looking at it.
+        any_freed: whether any key has been freed.
         resolution: share of the initial radius below which two keys are at the same place, and by which a ball that
             expands reaches beyond the key it expands for; 0 is the published rule to the letter.
     """
@@ -70,6 +68,8 @@ class Codebook:
     owners: tuple[str | None, ...] = ()
     initial: tuple[float, ...] = ()
     placed: tuple[Placed, ...] = ()
+    company: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    any_freed: bool = False
     resolution: float = 0.05
 
     @classmethod
@@ -115,98 +115,201 @@ class Codebook:
             labels=(*self.labels, label),
             owners=(*self.owners, owner),
             initial=(*self.initial, radius),
-            placed=self.placed,
+            placed=(*self.placed, Placed("add")),
         )
-        fold = _Fold(book, list(self.placed))
-        fold.placed.append(Placed("add"))
+        fold = _Fold(book)
         fold.enter(len(self), placed)
         return fold.book()
 
     def forget(self, owners: frozenset[str]) -> Codebook:
-        """The book as if those owners' keys had never come; O(n), and a full replay where other keys met theirs."""
-        gone = {row for row, owner in enumerate(self.owners) if owner in owners}
-        left = replace(self, owners=tuple(None if o in owners else o for o in self.owners))
-        if self._were_met(gone):
-            return left._replayed()
-        rows = torch.tensor(sorted(gone), dtype=torch.long)
-        radii, offsets = self.radii.clone(), self.offsets.clone()
-        radii[rows], offsets[rows] = -torch.inf, torch.inf
-        return replace(left, radii=radii, offsets=offsets)
+        """The book as if those owners' keys had never come.
 
-    def _were_met(self, rows: set[int]) -> bool:
-        """Whether any other key's placement involved one of `rows`, or theirs changed another ball."""
-        if any(self.placed[row].met for row in rows):
-            return True
-        return any(
-            (p.nearest in rows or p.freed or not rows.isdisjoint(p.superseded)) and self.owners[row] is not None
-            for row, p in enumerate(self.placed)
-            if (p.nearest >= 0 or p.superseded) and row not in rows
+        Cheap where no remaining key was placed by looking at one of theirs; else every remaining key is placed again,
+        O(n), which searches only for those whose nearest ball is another one now.
+        """
+        gone = {row for owner in owners for row in self.rows_of(owner)}
+        left = replace(self, owners=_without(self.owners, gone))
+        parted = self._parted_by(gone)
+        if parted is None or not self._stand_alone(gone, parted):
+            return left._replayed()
+        fold = _Fold(left)
+        for row in gone:
+            fold.set_radius(row, -torch.inf)
+        for row, radius in parted.items():
+            if self.radii[row] >= 0:  # else it was superseded after it was split, and stays so
+                fold.set_radius(row, self._narrowed(row, radius, gone))
+        return fold.book()
+
+    def rows_of(self, owner: str) -> list[int]:
+        """The rows of an owner's keys; an edit's keys come in one go, so they are adjacent."""
+        try:
+            first = self.owners.index(owner)
+        except ValueError:
+            return []
+        return list(itertools.takewhile(lambda row: self.owners[row : row + 1] == (owner,), itertools.count(first)))
+
+    def _parted_by(self, gone: set[int]) -> dict[int, float]:
+        """Balls of others that `gone` split, with the radius each had at first; None if they did more than split."""
+        parted: dict[int, float] = {}
+        for placed in (self.placed[row] for row in gone):
+            if placed.superseded or placed.freed or (placed.kind == "expand" and placed.nearest not in gone):
+                return None
+            if placed.kind == "split" and placed.nearest not in gone:
+                first = self._first_radius(placed.nearest)
+                if first is None:
+                    return None
+                parted[placed.nearest] = first
+        return parted
+
+    def _first_radius(self, row: int) -> float | None:
+        placed = self.placed[row]
+        return {"add": self.initial[row], "split": placed.distance / 2}.get(placed.kind)
+
+    def _stand_alone(self, gone: set[int], parted: dict[int, float]) -> bool:
+        """Whether every remaining key would be placed as it was, with `gone` away and the `parted` balls wider."""
+        if self.any_freed or any(self._remaining(self.company.get(row, ()), gone) for row in gone):
+            return False
+        return all(
+            self._stays(row, self.placed[row], wider)
+            for parted_row, wider in parted.items()
+            for row in self._remaining(self.company.get(parted_row, ()), gone)
         )
+
+    def _remaining(self, rows: Iterable[int], gone: set[int]) -> list[int]:
+        return [row for row in rows if row not in gone and self.owners[row] is not None]
+
+    def _stays(self, row: int, placed: Placed, wider: float) -> bool:
+        """Whether a key is placed as it was if the ball nearest to it was up to `wider` when it came."""
+        return placed.kind == "split" or (placed.kind == "add" and placed.distance > self.initial[row] + wider)
+
+    def _narrowed(self, row: int, radius: float, gone: set[int]) -> float:
+        """A ball's radius after all the splits that remain; every key that still looks at it split it."""
+        for other in self._remaining(self.company.get(row, ()), gone):
+            if self.placed[other].kind == "split":
+                radius = min(radius, self.placed[other].distance / 2 - SPLIT_GAP)
+        return radius
 
     def _replayed(self) -> Codebook:
         """Every remaining key placed again, in order of arrival."""
         blank = replace(
-            self, radii=torch.full_like(self.radii, -torch.inf), offsets=torch.full_like(self.offsets, torch.inf)
+            self,
+            radii=torch.full_like(self.radii, -torch.inf),
+            offsets=torch.full_like(self.offsets, torch.inf),
+            company={},
+            any_freed=False,
         )
-        fold = _Fold(blank, [Placed("add")] * len(self))
+        fold = _Fold(blank)
+        absorbed = {row for row, placed in enumerate(self.placed) if placed.kind in ("expand", "covered")}
+        fold.perhaps_new = sorted(absorbed.union(*(placed.superseded for placed in self.placed)))
         for row, owner in enumerate(self.owners):
             if owner is not None:
-                fold.enter(row)
+                fold.enter(row, fold.placed_anew(row))
         return fold.book()
+
+
+def _without(owners: tuple[str | None, ...], gone: set[int]) -> tuple[str | None, ...]:
+    left = list(owners)
+    for row in gone:
+        left[row] = None
+    return tuple(left)
 
 
 class _Fold:
     """Places keys one after another into copies of a book's arrays. A key has no ball until it has entered."""
 
-    def __init__(self, book: Codebook, placed: list[Placed]) -> None:
+    def __init__(self, book: Codebook) -> None:
         self.keys = book.keys
         self.radii = book.radii.clone()
         self.offsets = book.offsets.clone()
-        self.placed = placed
+        self.placed = list(book.placed)
+        self.company = dict(book.company)
+        self.any_freed = book.any_freed
         self.source = book
+        self.entered = len(book)
+        self.widest = float(self.radii.amax()) if len(book) else -torch.inf  # never shrinks: a bound is all it is
+        self.perhaps_new: list[int] = []  # in a replay: keys without a ball of their own at some time before it
 
     def book(self) -> Codebook:
-        return replace(self.source, radii=self.radii, offsets=self.offsets, placed=tuple(self.placed))
+        """What has come of it."""
+        return replace(
+            self.source,
+            radii=self.radii,
+            offsets=self.offsets,
+            placed=tuple(self.placed),
+            company=self.company,
+            any_freed=self.any_freed,
+        )
 
     def enter(self, row: int, placed: Placed | None = None) -> None:
+        """Place a key, where it is not known how, and let what that does to other balls happen."""
         placed = placed or self._place(row)
         self.placed[row] = placed
+        self.entered = row + 1
+        for met in {*placed.superseded, placed.nearest} - {-1}:
+            self.company[met] = (*self.company.get(met, ()), row)
         for lost in placed.superseded:
-            self._set(lost, -torch.inf)
+            self.set_radius(lost, -torch.inf)
         if placed.kind == "expand":
             # Beyond the key itself: asked again in another batch, its activation differs in the last bits.
             slack = self.source.resolution * self.source.initial[row]
-            self._set(placed.nearest, placed.distance + slack)
+            self.set_radius(placed.nearest, placed.distance + slack)
         elif placed.kind == "split":
-            self._set(placed.nearest, min(float(self.radii[placed.nearest]), placed.distance / 2 - SPLIT_GAP))
-            self._set(row, placed.distance / 2)
+            self.set_radius(placed.nearest, min(float(self.radii[placed.nearest]), placed.distance / 2 - SPLIT_GAP))
+            self.set_radius(row, placed.distance / 2)
         elif placed.kind == "add":
-            self._set(row, self.source.initial[row])
+            self.set_radius(row, self.source.initial[row])
         for changed in (*placed.superseded, *((placed.nearest,) if placed.kind == "split" else ())):
             self._free_absorbed(changed)
 
-    def _set(self, row: int, radius: float) -> None:
+    def set_radius(self, row: int, radius: float) -> None:
+        """Give a key a ball of that radius, or (-inf) none."""
         self.radii[row] = radius
-        norm = self.keys.view[row].square().sum()
-        self.offsets[row] = norm if radius >= 0 else torch.inf
+        self.offsets[row] = self.keys.view[row].square().sum() if radius >= 0 else torch.inf
+        self.widest = max(self.widest, radius)
 
     def _place(self, row: int) -> Placed:
-        initial, label = self.source.initial[row], self.source.labels[row]
         superseded: list[int] = []
         while True:
             near, distance = self._nearest(row, superseded)
-            reach = float(self.radii[near]) if near >= 0 else 0.0
-            same = near >= 0 and self.source.labels[near] == label
-            if not same and distance <= self.source.resolution * initial:
-                superseded.append(near)
-                continue
-            lost = tuple(superseded)
-            if distance > initial + reach:
-                far = distance > initial + float(self.radii.amax())
-                return Placed("add", -1 if far else near, distance, lost)
-            if not same:
-                return Placed("split", near, distance, lost)
-            return Placed("expand" if distance > reach else "covered", near, distance, lost)
+            if not self._is_here(row, near, distance):
+                return self._decided(row, near, distance, tuple(superseded))
+            superseded.append(near)
+
+    def _is_here(self, row: int, near: int, distance: float) -> bool:
+        """Whether the ball at `near` is another label's, at the very place of the key."""
+        close = near >= 0 and distance <= self.source.resolution * self.source.initial[row]
+        return close and self.source.labels[near] != self.source.labels[row]
+
+    def _decided(self, row: int, near: int, distance: float, superseded: tuple[int, ...] = ()) -> Placed:
+        initial, reach = self.source.initial[row], float(self.radii[near]) if near >= 0 else -torch.inf
+        if distance > initial + max(reach, 0.0):
+            return Placed("add", -1 if distance > initial + self.widest else near, distance, superseded)
+        if self.source.labels[near] != self.source.labels[row]:
+            return Placed("split", near, distance, superseded)
+        return Placed("expand" if distance > reach else "covered", near, distance, superseded)
+
+    def placed_anew(self, row: int) -> Placed | None:
+        """How a key is placed in a book with fewer others, if what was found when it came tells.
+
+        It does where the ball found nearest is still there, or all were too far away to matter, and none is nearer that
+        was not there then. None where the book has to be searched.
+        """
+        old = self.placed[row]
+        if old.superseded or (old.nearest >= 0 and self.radii[old.nearest] < 0):
+            return None
+        if old.nearest < 0 and old.distance <= self.source.initial[row] + self.widest:
+            return None
+        if self._is_here(row, old.nearest, old.distance) or self._distance_to_new(row) <= old.distance:
+            return None
+        return self._decided(row, old.nearest, old.distance)
+
+    def _distance_to_new(self, row: int) -> float:
+        """Distance to the nearest ball that may not have been there when the key first came."""
+        balls = [new for new in self.perhaps_new if new < row and self.radii[new] >= 0]
+        if not balls:
+            return float("inf")
+        keys = self.keys.view
+        return float((keys[balls] - keys[row]).norm(dim=1).amin())
 
     def _nearest(self, row: int, without: list[int]) -> tuple[int, float]:
         offsets = self.offsets.clone()
@@ -220,7 +323,7 @@ class _Fold:
     def _free_absorbed(self, host: int) -> None:
         """Keys that a shrunken or lost ball no longer holds get a ball of their own."""
         radius = float(self.radii[host])
-        for row, placed in enumerate(self.placed):
+        for row, placed in enumerate(self.placed[: self.entered]):
             absorbed = placed.kind in ("expand", "covered") and placed.nearest == host and not placed.freed
             if absorbed and placed.distance > radius and self.source.owners[row] is not None:
                 self._own_ball(row)
@@ -230,4 +333,5 @@ class _Fold:
         alike = near < 0 or self.source.labels[near] == self.source.labels[row]
         initial = self.source.initial[row]
         self.placed[row] = replace(self.placed[row], freed=True)
-        self._set(row, initial if alike else min(initial, distance / 2))
+        self.any_freed = True
+        self.set_radius(row, initial if alike else min(initial, distance / 2))

@@ -8,18 +8,16 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 
+from editable import EditableModel
 from tests.contract.harness import Edited, with_edits
 from tests.families import FAMILIES, Family, Loaded
 
-if TYPE_CHECKING:
-    from editable import EditableModel
-
-Attach = Callable[..., "EditableModel"]
+Attach = Callable[..., EditableModel]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,8 +84,6 @@ def loaded(family: Family, dtype: torch.dtype) -> Loaded:
 @pytest.fixture
 def attach() -> Iterator[Attach]:
     """Attach an editor to a loaded model; whatever was attached is closed when the test ends."""
-    from editable import EditableModel
-
     with ExitStack() as stack:
 
         def attach_one(loaded: Loaded, editor: Any, **options: Any) -> EditableModel:
@@ -100,8 +96,6 @@ def attach() -> Iterator[Attach]:
 
 @contextmanager
 def _edited(family: Family, dtype: torch.dtype, editor: Any) -> Iterator[Edited]:
-    from editable import EditableModel
-
     loaded = family.load(dtype)
     with closing(EditableModel(loaded.model, loaded.tokenizer, editor=editor)) as em:
         yield with_edits(loaded, em)

@@ -105,6 +105,7 @@ def ask(
 
     if unedited and at is not None:
         raise typer.BadParameter("--unedited and --at exclude one another.")
+    _refuse_empty(prompt)
     with opened(store, model) as em:
         version = 0 if unedited else em.version if at is None else at
         with em.at(version):
@@ -276,6 +277,7 @@ def diff(
     """Print the edits that came and went from version A to version B. Loads a model for --prompt only."""
     from editable.cli import history
 
+    _refuse_empty(*(prompt or ()))
     records = history.read(store)
     b = history.latest(records) if b is None else b
     added, removed = history.difference(records, a, b)
@@ -298,6 +300,11 @@ def _answers(store: Path, model: str | None, prompts: Sequence[str], a: int, b: 
             with em.at(version):
                 said.append([em.ask(prompt) for prompt in terminal.each(prompts, f"Asking v{version}")])
     return [{"prompt": p, "from": x, "to": y} for p, x, y in zip(prompts, *said, strict=True)]
+
+
+def _refuse_empty(*prompts: str) -> None:
+    if not all(prompts):
+        raise typer.BadParameter("the prompt is empty, expected some text.")
 
 
 def _minute(created: str) -> str:

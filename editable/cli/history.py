@@ -46,15 +46,23 @@ def edits_at(records: Sequence[Record], version: int) -> dict[str, Listed]:
     seen = [r for r in records if r.version <= version]
     made = [r for r in seen if r.kind == "edit"]
     gone = {r.edit_id: r.version for r in seen if r.kind == "rollback"}
-    over = {old: r.edit_id for r in made if r.edit_id not in gone for old in r.meta.get("superseded", ())}
+    heirs = {old: r.edit_id for r in made for old in r.meta.get("superseded", ())}
     return {
         r.edit_id: replace(
             listed(r.meta["request"], r.edit_id, r.editor, r.version),
             rolled_back=gone.get(r.edit_id),
-            superseded_by=over.get(r.edit_id),
+            superseded_by=_standing(r.edit_id, heirs, gone),
         )
         for r in made
     }
+
+
+def _standing(edit_id: str, heirs: Mapping[str, str], gone: Mapping[str, int]) -> str | None:
+    """Who stands in an edit's place: what took the place of one rolled back takes that of all it had superseded."""
+    heir = heirs.get(edit_id)
+    while heir is not None and heir in gone:
+        heir = heirs.get(heir)
+    return heir
 
 
 def known(edits: Mapping[str, Listed], edit_id: str, store: Path) -> Listed:

@@ -1,6 +1,7 @@
 """Output of the command line: tables and progress for a person, one JSON document for a program.
 
-Knows terminals and pipes. Refuses to know what is printed.
+Knows terminals and pipes. Refuses to know what is printed. Rich is imported when something is: importing it draws a
+number from Python's random state, which is the user's.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 T = TypeVar("T")
 
@@ -22,12 +24,16 @@ PIPED_WIDTH = 100  # columns where there is no terminal to ask
 
 def out(quiet: bool = False) -> Console:
     """Give the console of results. Text is printed as it is: a prompt may hold brackets."""
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else PIPED_WIDTH
     return Console(markup=False, highlight=False, emoji=False, quiet=quiet, width=width)
 
 
 def err() -> Console:
     """Give the console of progress; what is drawn there leaves no trace, and a pipe never sees it."""
+    from rich.console import Console
+
     return Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
@@ -38,6 +44,8 @@ def each(items: Sequence[T], doing: str) -> Iterator[T]:
 
 def progress(items: Iterator[T] | Sequence[T], doing: str, total: int) -> Iterator[T]:
     """Iterate over something without a length, with a progress bar."""
+    from rich.progress import track
+
     console = err()
     yield from track(items, doing, total, console=console, transient=True, disable=not console.is_terminal)
 
@@ -65,6 +73,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]], whole: Sequ
         rows: cells; line breaks inside are taken out.
         whole: headings of columns whose cells are never broken, so that they can be copied.
     """
+    from rich.table import Table
+
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for heading in headings:
         made.add_column(heading, no_wrap=heading in whole, overflow="fold")

@@ -10,14 +10,16 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from rich.table import Table
 
 from editable import EditableModel
 from editable.cli import terminal
 from editable.latency import Report
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 T = TypeVar("T")
 

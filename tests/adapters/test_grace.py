@@ -718,6 +718,20 @@ def test_g1_duplicates_are_superseded_together(loaded: Loaded, attach: Attach) -
     assert [em.edits[i].superseded_by for i in twice] == [newest.id] * 2
 
 
+@pytest.mark.parametrize("name", [LM, "t5"])
+def test_g1_duplicates_learned_in_other_batches_do_not_shadow_the_newest(attach: Attach, name: str) -> None:
+    """G1: one prompt's key differs in its last bits from batch to batch; the newest answers in every batch."""
+    loaded = load(name)
+    em, prompt, others = attach(loaded, GRACE()), loaded.edited[0], loaded.edited[1:4]
+    em.edit(Edit(prompt, " west"))
+    em.edit([Edit(prompt, " west"), Edit(others[0], " golf"), Edit(others[2], " golf")])
+    em.edit([Edit(others[1], " golf"), Edit(prompt, " yankee")])
+    wanted = loaded.tokenizer(" yankee", add_special_tokens=False).input_ids[0]
+    batches = [[prompt], [prompt, others[0]], [prompt, *loaded.unrelated], loaded.edited + loaded.unrelated]
+    for side, batch in itertools.product(loaded.family.sides, batches):
+        assert int(loaded.answers(batch, side)[0].argmax()) == wanted, f"{len(batch)} rows, {side}"
+
+
 def test_g1_within_one_batch(loaded: Loaded, attach: Attach) -> None:
     """G1: a list that edits one prompt twice: the later entry answers."""
     em = attach(loaded, GRACE())

@@ -6,17 +6,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from editable import Edit
+from editable import Edit, EditableModel, Receipt
 from tests.families import EOS, FAMILIES, LONGEST, Kind, Loaded, Side, positions, until_end
-
-if TYPE_CHECKING:
-    from editable import EditableModel, Receipt
 
 LEARNED = 4
 """How many of a model's `edited` inputs have been learned where a test starts with edits."""

@@ -8,7 +8,7 @@ import sys
 
 SCRIPT = """
 import importlib, json, logging, os, pkgutil, random, signal, sys, threading, warnings
-import numpy, torch, transformers
+import numpy, platformdirs, rich.style, safetensors, torch, transformers, typer  # what they do is theirs
 
 OPTIONAL = {"peft", "torchvision", "faiss", "sentence_transformers", "matplotlib", "gguf", "PIL", "datasets"}
 asked = []

@@ -96,6 +96,7 @@ def test_what_the_log_refuses_is_never_visible(
 
 WRITER = """
 import sys
+sys.path.append(sys.argv[3])
 from editable import EditableModel
 from tests.conftest import editors
 from tests.contract.harness import edits_of
@@ -130,8 +131,8 @@ def test_what_was_acknowledged_survives_a_kill(loaded: Loaded, editor: Any, atta
 
 def _killed_after(lines: int, log: Path, editor: str) -> list[list[str]]:
     """Start a writer, kill it without warning after so many acknowledgements, and return them."""
-    command = [sys.executable, "-c", WRITER, str(log), editor]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WRITER, str(log), editor, str(ROOT)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=log.parent)
     assert writer.stdout is not None
     try:

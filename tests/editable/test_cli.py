@@ -150,6 +150,16 @@ def test_diff_says_why_an_edit_is_gone(store: Path) -> None:
     assert {e["state"] for e in plain("diff", 4, 0, "--store", store)["removed"]} == {"not made yet"}
 
 
+def test_the_edit_that_superseded_one_rolled_back_stands_in_for_all_before_it(store: Path) -> None:
+    with Log(store, Identity("0" * 64, "", "{}", "nowhere/model")) as log:
+        log.append(5, [entry("eee", "The capital of Australia is", " Perth", "ddd")])
+        log.append(6, [Entry("rollback", "ddd", "grace")])
+        log.append(7, [Entry("rollback", "eee", "grace")])
+    states = [{e["id"]: e["state"] for e in plain("diff", 0, version, "--store", store)["added"]} for version in (6, 7)]
+    assert states == [{"ccc": "live", "eee": "live"}, {"aaa": "live", "ccc": "live"}]
+    assert plain("show", "aaa", "--store", store)["superseded_by"] is None
+
+
 def test_diff_of_a_version_that_never_was(store: Path) -> None:
     assert "Version 5 does not exist, expected one from 0 to 4." in fails("diff", 1, 5, "--store", store)
 
@@ -383,6 +393,8 @@ def test_files_without_edits_and_without_text(tmp_path: Path) -> None:
         ("nonsense",),
         ("ask",),
         ("ask", "x", "--unedited", "--at", "1"),
+        ("ask", ""),
+        ("diff", "0", "--prompt", ""),
         ("edit",),
         ("edit", "only a prompt"),
         ("edit", "a prompt", " a target", "--file", __file__),
