@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from editable import Edit, EditableModel, Patch
 from editable.memory.log import Entry
@@ -382,7 +382,7 @@ def grow(em: EditableModel, count: int, answers: Sequence[Sequence[int]], rng: n
 
 def _direction(features: int, rng: np.random.Generator) -> Tensor:
     drawn = torch.from_numpy(rng.standard_normal(features).astype(np.float32))
-    return drawn / drawn.norm()
+    return nn.functional.normalize(drawn, dim=0)
 
 
 def _alone(state: Any) -> dict[str, Any]:

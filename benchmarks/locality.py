@@ -43,6 +43,7 @@ from editable.learn import Probe, shadow_of
 from editable.memory.radius import Codebook
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)
+OTHERS = 300  # facts not inserted, at most
 CHUNK = 16  # prompts in one forward
 
 
@@ -141,7 +142,7 @@ def main() -> None:
     common.print_card(card)
     everything = common.load_facts(chosen.data)
     edits = min(chosen.edits, len(everything) // 2)
-    facts, others = everything[:edits], everything[edits : 2 * edits]
+    facts, others = everything[:edits], everything[edits : edits + OTHERS]
     questions = common.load_questions(chosen.unrelated, chosen.questions)
     marked = [question.rstrip("?") + "?" for question in questions]
     unrelated = {"questions": questions, "marked": marked, "other_facts": [fact.prompt for fact in others]}
@@ -149,10 +150,12 @@ def main() -> None:
     for form, editor in (("per_token", GRACE()), ("single", GRACE(values="single"))):
         found = activations(probe_of(model, tokenizer), editor, facts, unrelated)
         rows = [row(found, facts, portion) for portion in SHARES]
-        title = f"{form}: {len(facts)} edits, {len(questions)} questions, spread {found.spread:.3f}"
+        counted = f"{len(facts)} edits, {len(questions)} questions, {len(others)} other facts"
+        title = f"{form}: {counted}, spread {found.spread:.3f}"
         common.print_table(title, ("radius/spread", *list(rows[0])[1:]), [list(one.values()) for one in rows])
         image = common.plot(chosen.results / f"locality_{form}.png", draw(form, rows))
         forms[form] = {"spread_l2": found.spread, "edits": len(facts), "questions": len(questions), "rows": rows}
+        forms[form]["other_facts"] = len(others)
         forms[form]["plot"] = image
     document = {"benchmark": "locality", "machine": card, "options": common.given(chosen)}
     common.print_json({**document, "radius_share_default": RADIUS_SHARE, "forms": forms})

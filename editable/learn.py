@@ -197,18 +197,22 @@ class Probe:
     def _descend_rows(
         loss: Callable[[Tensor, Tensor], Tensor], values: Tensor, rows: Tensor, steps: int, rate: float
     ) -> None:
-        for _ in range(steps):
+        best, least = values.clone(), values.new_full((len(values),), math.inf)
+        for step in range(steps + 1):
             moving = values[rows].requires_grad_()
             with torch.enable_grad():
                 left = loss(moving, rows).float()
                 total = left.sum()
-            open_rows = left > DONE
-            if not bool(open_rows.any()):
-                return
+            closer = left < least[rows]
+            best[rows[closer]], least[rows[closer]] = moving[closer].detach(), left[closer].detach()
+            still = left > DONE
+            rows = rows[still]
+            if len(rows) == 0 or step == steps:
+                break
             (gradient,) = torch.autograd.grad(total, moving)
             stride = rate * left / gradient.square().sum(dim=1).clamp_min(1e-12)
-            values[rows] = torch.where(open_rows[:, None], moving - stride[:, None] * gradient, moving).detach()
-            rows = rows[open_rows]
+            values[rows] = (moving - stride[:, None] * gradient)[still].detach()
+        values[rows] = best[rows]  # what was asked is out of reach for these: the nearest they came to it
 
     def spread(self, site: Site) -> float:
         """The typical (median) distance from an unrelated input's activation at the site to its nearest neighbour.

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from editable.memory.rows import Rows
 
-CANDIDATES = 8  # rows whose distance is computed exactly after the fast pass has ordered all of them
+MEASURED = 256  # keys up to which every distance is measured
+CANDIDATES = 64  # best-ranked keys whose distance is measured in a larger book
 SPLIT_GAP = 1e-5  # what the older of two split balls gives up, so that they do not touch (GRACE's constant)
 
 Kind = Literal["add", "expand", "covered", "split"]
@@ -84,18 +85,29 @@ class Codebook:
     def find(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """(row (m,), hit (m,)): the nearest ball of queries (m, features), and whether each lies within its radius."""
         row, distance = self.nearest(queries)
+        if len(self) == 0:
+            return row, torch.zeros_like(row, dtype=torch.bool)
         return row, distance <= self.radii.to(queries.device)[row]
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """(row (m,), distance (m,)) of the nearest ball; of equally near ones the latest; inf where there is none.
 
-        The expanded square only ranks; what decides is the fp32 norm of the difference.
+        What decides is the fp32 norm of the difference. In a large book the expanded square, a matrix product, ranks
+        first, and only its best are measured.
         """
         queries = queries.float()
+        if len(self) == 0:
+            none = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+            return none, torch.full_like(none, torch.inf, dtype=torch.float32)
         keys, offsets = self.keys.on(queries.device), self.offsets.to(queries.device)
-        rough = torch.addmm(offsets, queries, keys.T, alpha=-2)  # (m, n) squared distance less the query's own norm
-        candidates = rough.topk(min(CANDIDATES, len(keys)), dim=1, largest=False).indices  # (m, c)
-        exact = (keys[candidates] - queries[:, None]).norm(dim=-1).masked_fill(offsets[candidates].isinf(), torch.inf)
+        if len(self) <= MEASURED:
+            exact = _distances(queries, keys).masked_fill(offsets.isinf(), torch.inf)  # (m, n)
+            candidates = torch.arange(len(self), device=queries.device).expand_as(exact)
+        else:
+            rough = torch.addmm(offsets, queries, keys.T, alpha=-2)  # (m, n): squared distance less the query's norm
+            candidates = rough.topk(CANDIDATES, dim=1, largest=False).indices
+            exact = _distances(queries[:, None], keys[candidates])[:, 0]
+            exact = exact.masked_fill(offsets[candidates].isinf(), torch.inf)
         best = exact.amin(dim=1, keepdim=True)
         row = torch.where(exact == best, candidates, -1).amax(dim=1)
         return row.clamp_min(0), best.squeeze(1)
@@ -205,6 +217,11 @@ class Codebook:
             if owner is not None:
                 fold.enter(row, fold.placed_anew(row))
         return fold.book()
+
+
+def _distances(queries: Tensor, keys: Tensor) -> Tensor:
+    """Euclidean, from differences: the matrix product would lose the small ones between large vectors."""
+    return torch.cdist(queries, keys, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _without(owners: tuple[str | None, ...], gone: set[int]) -> tuple[str | None, ...]:
@@ -330,8 +347,18 @@ class _Fold:
 
     def _own_ball(self, row: int) -> None:
         near, distance = self._nearest(row, [])
+        if self._is_here(row, near, distance):
+            self._lose(row, near)
+            return
         alike = near < 0 or self.source.labels[near] == self.source.labels[row]
         initial = self.source.initial[row]
         self.placed[row] = replace(self.placed[row], freed=True)
         self.any_freed = True
         self.set_radius(row, initial if alike else min(initial, distance / 2))
+
+    def _lose(self, row: int, to: int) -> None:
+        """A key that was absorbed when another label's came to its very place is superseded like a ball would be."""
+        winner = self.placed[to]
+        if row not in winner.superseded:
+            self.placed[to] = replace(winner, superseded=(*winner.superseded, row))
+            self.company[row] = (*self.company.get(row, ()), to)

@@ -56,7 +56,7 @@ def patch(
         "values": torch.tensor(values),
         "answer": torch.tensor(list(answer)),
     }
-    return Patch(edit_id, tensors, {"radius": 0.5, "namespace": "default", **meta})
+    return Patch(edit_id, tensors, {"radius": 0.5, **meta})
 
 
 A = patch("a", [KEY_A], VALUES_A, ANSWER_A)
@@ -750,13 +750,14 @@ def test_a_prompt_that_goes_on_where_another_answer_begins(loaded: Loaded, attac
     assert said(loaded, loaded.edited[0]) == " delta echo</s>"
 
 
-def test_namespaces_do_not_supersede_one_another(loaded: Loaded, attach: Attach) -> None:
-    """Edit: "edits supersede one another only within a namespace"."""
+def test_namespaces_group_edits_and_part_nothing(loaded: Loaded, attach: Attach) -> None:
+    """Every call sees all namespaces, so the newest answers whatever its own is."""
     em = attach(loaded, GRACE())
     first = em.edit(edit_of(loaded, 0, " west", namespace="one"))
     second = em.edit(edit_of(loaded, 0, " yankee", namespace="two"))
-    assert second.superseded == ()
-    assert em.edits[first.id].state == "live"
+    assert second.superseded == (first.id,)
+    assert said(loaded, loaded.edited[0]) == " yankee</s>"
+    assert [listed.namespace for listed in em.edits] == ["one", "two"]
 
 
 def apart(loaded: Loaded, attach: Attach, one: int = 0, two: int = 1) -> float:

@@ -115,6 +115,18 @@ def test_attaching_again_after_closing(loaded: Loaded, editor: Any, attach: Atta
     assert not same_bits(everything(loaded), base)
 
 
+@named("llama-gqa", "vit")
+def test_a_model_is_attached_to_once(loaded: Loaded, editor: Any, attach: Attach) -> None:
+    """Two runtimes over one model would each take the other's edits for the base."""
+    em = attach(loaded, editor)
+    before = hooks(loaded.model)
+    with pytest.raises(StateError, match="attached"):
+        attach(loaded, editor)
+    assert hooks(loaded.model) == before
+    em.edit(edits_of(loaded, [0]))
+    assert not torch.equal(loaded.logits(loaded.edited)[0], loaded.family.load().logits(loaded.edited)[0])
+
+
 @named("gpt2", "vit")
 def test_rolling_back_what_is_not_there(fresh: Edited) -> None:
     version, now = fresh.em.version, everything(fresh.loaded)

@@ -13,7 +13,7 @@ import pytest
 from editable import stream as stream_module
 from editable.edit import Edit, Receipt, Verification
 from editable.errors import InputError, StateError
-from editable.stream import TOGETHER, Stream
+from editable.stream import TOGETHER, Stream, batches
 
 SECONDS = 10  # a test that waits longer than this has failed
 
@@ -29,11 +29,11 @@ class Writer:
         self.entered = threading.Event()
         self.busy = threading.Lock()
 
-    def __call__(self, edits: Sequence[Edit], *, editor: str | None = None) -> list[Receipt]:
+    def __call__(self, edits: Sequence[Edit], name: str = "grace", refuse: bool = True) -> list[Receipt]:
         assert self.busy.acquire(blocking=False), "two writers at once"
         try:
             prompts = [str(edit.prompt) for edit in edits]
-            self.calls.append((str(editor), prompts))
+            self.calls.append((name if refuse else f"{name}, unchecked", prompts))
             self.threads.add(threading.get_ident())
             self.entered.set()
             assert self.gate.wait(SECONDS)
@@ -112,6 +112,14 @@ def test_editors_do_not_mix(stream: Stream, writer: Writer) -> None:
     writer.gate.set()
     assert results([first, *futures]) == ["first", "a", "b", "c"]
     assert writer.calls[1:] == [("x", ["a", "c"]), ("y", ["b"])]
+
+
+def test_checked_and_unchecked_edits_do_not_mix(stream: Stream, writer: Writer) -> None:
+    first = held_up(stream, writer)
+    futures = [stream.submit(edit(prompt), "x", verify) for prompt, verify in (("a", True), ("b", False), ("c", True))]
+    writer.gate.set()
+    assert results([first, *futures]) == ["first", "a", "b", "c"]
+    assert writer.calls[1:] == [("x", ["a", "c"]), ("x, unchecked", ["b"])]
 
 
 def test_a_failing_edit_fails_alone(stream: Stream, writer: Writer) -> None:
@@ -238,19 +246,19 @@ def test_an_edit_submitted_while_closing_does_not_wait_forever(monkeypatch: pyte
 # ------------------------------------------------------------------------------------------------------ batches
 
 
-def batches(
-    stream: Stream, prompts: Iterator[str], size: int, on_error: Callable[[Edit, Exception], None] | None = None
+def receipts_of(
+    writer: Writer, prompts: Iterator[str], size: int, on_error: Callable[[Edit, Exception], None] | None = None
 ) -> Iterator[str]:
-    return (receipt.id for receipt in stream.batches(map(edit, prompts), size, "grace", on_error))
+    return (receipt.id for receipt in batches(writer, map(edit, prompts), size, on_error))
 
 
-def test_a_stream_is_written_batch_by_batch_in_this_thread(stream: Stream, writer: Writer) -> None:
-    assert list(batches(stream, iter("abcdefg"), 3)) == list("abcdefg")
+def test_a_stream_is_written_batch_by_batch_in_this_thread(writer: Writer) -> None:
+    assert list(receipts_of(writer, iter("abcdefg"), 3)) == list("abcdefg")
     assert writer.calls == [("grace", list("abc")), ("grace", list("def")), ("grace", ["g"])]
     assert writer.threads == {threading.get_ident()}
 
 
-def test_a_stream_is_read_as_it_is_needed(stream: Stream, writer: Writer) -> None:
+def test_a_stream_is_read_as_it_is_needed(writer: Writer) -> None:
     taken: list[str] = []
 
     def source() -> Iterator[str]:
@@ -258,15 +266,15 @@ def test_a_stream_is_read_as_it_is_needed(stream: Stream, writer: Writer) -> Non
             taken.append(letter)
             yield letter
 
-    receipts = batches(stream, source(), 2)
+    receipts = receipts_of(writer, source(), 2)
     assert taken == []
     assert next(receipts) == "a"
     assert taken == ["a", "b"]
     assert writer.written == ["a", "b"]
 
 
-def test_the_first_failure_raises_and_what_was_yielded_stays(stream: Stream, writer: Writer) -> None:
-    receipts, seen = batches(stream, iter(["a", "b", "bad", "c", "d"]), 2), []
+def test_the_first_failure_raises_and_what_was_yielded_stays(writer: Writer) -> None:
+    receipts, seen = receipts_of(writer, iter(["a", "b", "bad", "c", "d"]), 2), []
     with pytest.raises(ValueError, match="bad"):
         for receipt in receipts:
             seen.append(receipt)
@@ -274,10 +282,10 @@ def test_the_first_failure_raises_and_what_was_yielded_stays(stream: Stream, wri
     assert writer.calls == [("grace", ["a", "b"]), ("grace", ["bad", "c"])]
 
 
-def test_failures_are_told_and_left_out(stream: Stream) -> None:
+def test_failures_are_told_and_left_out(writer: Writer) -> None:
     told: list[tuple[str, str]] = []
-    receipts = batches(
-        stream,
+    receipts = receipts_of(
+        writer,
         iter(["a", "bad 1", "b", "c", "bad 2"]),
         3,
         lambda one, error: told.append((str(one.prompt), str(error))),
@@ -286,15 +294,15 @@ def test_failures_are_told_and_left_out(stream: Stream) -> None:
     assert told == [("bad 1", "bad 1"), ("bad 2", "bad 2")]
 
 
-def test_an_empty_stream(stream: Stream, writer: Writer) -> None:
-    assert list(batches(stream, iter(()), 4)) == []
+def test_an_empty_stream(writer: Writer) -> None:
+    assert list(receipts_of(writer, iter(()), 4)) == []
     assert writer.calls == []
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_a_batch_size_below_one_is_refused_at_once(stream: Stream, size: int) -> None:
+def test_a_batch_size_below_one_is_refused_at_once(writer: Writer, size: int) -> None:
     with pytest.raises(InputError, match=f"batch_size is {size}, expected at least 1"):
-        stream.batches([edit("a")], size, "grace", None)
+        batches(writer, [edit("a")], size, None)
 
 
 def test_a_future_cancelled_as_it_starts_is_not_set_twice(stream: Stream, writer: Writer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Hashable, Sequence
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, dataclass, replace
 
 import pytest
 import torch
@@ -412,10 +412,12 @@ def test_forgetting_the_newer_brings_the_older_back() -> None:
 
 
 def test_forgetting_all_keys_of_an_owner() -> None:
+    """A prompt and its rephrases came in one go."""
     book = Codebook.empty(1, 0.0)
-    for place, owner in [(0.0, "a"), (5.0, "b"), (10.0, "a")]:
+    for place, owner in [(0.0, "a"), (5.0, "b"), (10.0, "b"), (15.0, "b"), (20.0, "c")]:
         book = book.add(point(place), owner, owner, 1.0)
-    assert found(book.forget(frozenset({"a"})), 0.0, 5.0, 10.0) == [None, 1, None]
+    assert found(book.forget(frozenset({"b"})), 0.0, 5.0, 10.0, 15.0, 20.0) == [0, None, None, None, 4]
+    assert found(book.forget(frozenset({"a", "c"})), 0.0, 5.0, 10.0, 15.0, 20.0) == [None, 1, 2, 3, None]
 
 
 def test_forgetting_a_stranger_changes_nothing() -> None:
@@ -423,37 +425,60 @@ def test_forgetting_a_stranger_changes_nothing() -> None:
     assert radii(book.forget(frozenset({"stranger"}))) == radii(book)
 
 
-Step = tuple[str, float, str, float]
+@dataclass(frozen=True)
+class Add:
+    """An edit: its keys, all with one label, in one go."""
 
-steps = st.lists(
-    st.one_of(
-        st.tuples(
-            st.just("add"),
-            st.sampled_from([0.0, 0.0625, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 4.0, -0.5, -1.25]),
-            st.sampled_from("xyz"),
-            st.sampled_from([0.5, 1.0]),
-        ),
-        st.tuples(st.just("forget"), st.integers(0, 11).map(float), st.just(""), st.just(0.0)),
-    ),
-    min_size=1,
-    max_size=16,
+    places: tuple[tuple[float, float], ...]
+    label: str
+    radius: float = 1.0
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Of the edits made so far these, by number; numbers beyond are taken round."""
+
+    edits: frozenset[int]
+
+
+Step = Add | Forget
+
+LINE = [0.0, 0.0625, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 4.0, -0.5, -1.25]
+places = st.tuples(st.sampled_from(LINE), st.sampled_from([0.0, 0.0, 0.0, 0.5, 1.5]))
+adds = st.builds(
+    Add,
+    st.lists(places, min_size=1, max_size=3).map(tuple),
+    st.sampled_from("xyz"),
+    st.sampled_from([0.5, 1.0]),
 )
+forgets = st.builds(Forget, st.frozensets(st.integers(0, 15), min_size=1, max_size=3))
+steps = st.lists(st.one_of(adds, adds, forgets), min_size=1, max_size=16)
 
 
 def after(done: list[Step], resolution: float) -> Codebook:
-    """Adds as they come; "forget" takes the owner so many adds back, where there is one."""
-    book = Codebook.empty(1, resolution)
-    for kind, number, label, radius in done:
-        if kind == "add":
-            book = book.add(point(number), label, str(len(book)), radius)
-        elif len(book):
-            book = book.forget(frozenset({str(int(number) % len(book))}))
-    return book
+    """The book that these steps lead to; owners are the numbers of the edits."""
+    return recorded(done, resolution)[0]
 
 
-@settings(max_examples=120, deadline=None)
+def recorded(done: list[Step], resolution: float) -> tuple[Codebook, list[Placed], frozenset[str]]:
+    """The same, with how each key was placed when it came, and who was forgotten."""
+    book, placed, gone, edits = Codebook.empty(2, resolution), list[Placed](), frozenset[str](), 0
+    for step in done:
+        if isinstance(step, Add):
+            for place in step.places:
+                book = book.add(point(place), step.label, str(edits), step.radius)
+                placed.append(replace(book.placed[-1], freed=False))
+            edits += 1
+        elif edits:
+            now = frozenset(str(number % edits) for number in step.edits)
+            gone |= now
+            book = book.forget(now)
+    return book, placed, gone
+
+
+@settings(max_examples=150, deadline=None)
 @given(steps, st.sampled_from([0.0, 0.05, 0.125]))
-@example([("add", 0.0, "x", 1.0), ("add", 0.5, "x", 1.0), ("add", 0.5, "y", 1.0)], 0.0)
+@example([Add(((0.0, 0.0),), "x"), Add(((0.5, 0.0),), "x"), Add(((0.5, 0.0),), "y")], 0.0)
 def test_any_adds_and_forgets_are_as_if_the_forgotten_never_came(done: list[Step], resolution: float) -> None:
     check_as_if_never(after(done, resolution))
 
@@ -463,18 +488,16 @@ def test_any_adds_and_forgets_are_as_if_the_forgotten_never_came(done: list[Step
 def test_find_is_brute_force_whatever_happened(done: list[Step], resolution: float) -> None:
     book = after(done, resolution)
     if len(book):
-        check_against_brute_force(book, torch.linspace(-3, 6, 73)[:, None])
+        grid = torch.cartesian_prod(torch.linspace(-2, 5, 29), torch.linspace(-0.5, 2, 6))
+        check_against_brute_force(book, grid)
 
 
 @settings(max_examples=80, deadline=None)
-@given(steps)
-def test_the_newest_key_answers_at_its_own_place(done: list[Step]) -> None:
+@given(steps, places)
+def test_the_newest_key_answers_at_its_own_place(done: list[Step], place: tuple[float, float]) -> None:
     """Whatever came before: an edit that was just made is found where it was made, under its own label."""
-    adds = [step for step in done if step[0] == "add"]
-    if not adds:
-        return
-    book = after(done, 0.05).add(point(adds[-1][1]), "newest", "newest", 1.0)
-    (row,) = found(book, adds[-1][1])
+    book = after(done, 0.05).add(point(place), "newest", "newest", 1.0)
+    (row,) = found(book, place)
     assert row is not None
     assert book.labels[row] == "newest"
 
@@ -486,19 +509,14 @@ def test_the_newest_key_answers_at_its_own_place(done: list[Step]) -> None:
 @given(steps, st.sampled_from([0.0, 0.05]))
 def test_recorded_placements_replay_to_the_same_book(done: list[Step], resolution: float) -> None:
     """As the log replays them: what was recorded when each key came, forgotten keys forgotten at the end."""
-    book, recorded, gone = Codebook.empty(1, resolution), list[Placed](), set[str]()
-    for kind, number, label, radius in done:
-        if kind == "add":
-            book = book.add(point(number), label, str(len(book)), radius)
-            recorded.append(replace(book.placed[-1], freed=False))
-        elif len(book):
-            gone.add(str(int(number) % len(book)))
-            book = book.forget(frozenset(gone))
-    again = Codebook.empty(1, resolution)
-    for row, placed in enumerate(recorded):
-        key = book.keys.view[row]
-        again = again.add(key, book.labels[row], str(row), book.initial[row], placed)
-    again = again.forget(frozenset(gone))
+    book, placed, gone = recorded(done, resolution)
+    if not len(book):
+        return
+    again, edits = Codebook.empty(2, resolution), [step for step in done if isinstance(step, Add)]
+    owners = [str(number) for number, edit in enumerate(edits) for _ in edit.places]
+    for row, known in enumerate(placed):
+        again = again.add(book.keys.view[row], book.labels[row], owners[row], book.initial[row], known)
+    again = again.forget(gone)
     assert radii(again) == radii(book)
     assert again.offsets.tolist() == book.offsets.tolist()
     assert again.owners == book.owners
