@@ -32,7 +32,8 @@ from editable.memory.rows import Rows
 from editable.site import Site, block_paths, classifier_head, down_projection, find_module, writes_text
 
 RADIUS_SHARE = 0.5  # of the spread: no false fire on 800 unrelated questions, see benchmarks/locality
-PUBLISHED_DEPTH = 0.9  # layer 27 of 30; the published configurations use 27 of 28 to 35 of 48
+CLEARLY = 0.05  # of a radius: less does not tell two balls apart, and the longer prompt is meant
+PUBLISHED_DEPTH = 0.93  # layer 27 of 30; the published configurations use 27 of 28 to 35 of 48
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class GRACE:
         if self.site:
             return find_module(model, self.site)
         blocks = block_paths(model)
-        return down_projection(model, blocks[int(PUBLISHED_DEPTH * (len(blocks) - 1) + 0.5)])
+        # Never in the last block: attention behind it is what carries the value to the answer's later tokens.
+        depth = min(round(PUBLISHED_DEPTH * (len(blocks) - 1)), len(blocks) - 2)
+        return down_projection(model, blocks[max(depth, 0)])
 
     def empty(self) -> Entries:
         """No entry yet; widths are taken from the first patch."""
@@ -104,6 +107,8 @@ class GRACE:
 
     def apply(self, call: Call, rows: Tensor, state: Entries) -> Tensor:
         """Decide at the key site, write at the value site; rows (batch, positions, features)."""
+        if not len(state):
+            return rows
         if call.role == "key":
             _decide(call, rows, state)
             return rows
@@ -151,9 +156,10 @@ class GRACE:
 
     def _per_token(self, prompts: Batch, rows: Tensor, site: Site, probe: Probe) -> list[Tensor]:
         due = prompts.answers != -100  # (requests, longest answer)
-        columns = torch.zeros_like(prompts.answers) if prompts.columns is None else prompts.columns
-        columns = columns.clamp_max(rows.shape[1] - 1)
-        start = rows.gather(1, columns[..., None].expand(-1, -1, rows.shape[-1]))[due]
+        if prompts.columns is None:
+            start = at_columns(rows, prompts.last_real)
+        else:
+            start = rows.gather(1, prompts.columns[..., None].expand(-1, -1, rows.shape[-1]))[due]
         targets, tail = prompts.answers[due], probe.tail(site)
 
         def loss(values: Tensor, which: Tensor) -> Tensor:
@@ -183,20 +189,20 @@ class GRACE:
 
 
 def _key_columns(batch: Batch) -> Tensor | None:
-    return None if batch.columns is None else batch.columns[:, 0]
+    return batch.last_real if batch.columns is None else batch.columns[:, 0]
 
 
 def _decide(call: Call, rows: Tensor, state: Entries) -> None:
     """Which entry each row falls under, looked up at its key token; kept for the decode steps that follow."""
     if call.ordinal is not None and call.key is None:
         return  # a decode step, or an early chunk of the prompt
-    best = call.decision
+    best: Decision | None = None
     for lag in _lags(call, rows, state):
-        row, hit = state.book.find(call.at_key(rows, lag))
-        found = _decision(call, rows, state, row, hit, lag)
-        best = found if best is None else _prefer(best, found)
+        row, share = state.book.find(call.at_key(rows, lag))
+        found = _decision(call, rows, state, row, share, lag)
+        best = found if best is None else _prefer(best, found, found["share"] < best["share"] - CLEARLY)
     assert best is not None
-    call.decide(best)
+    call.decide(best if call.decision is None else _prefer(call.decision, best, best["hit"]))
 
 
 def _lags(call: Call, rows: Tensor, state: Entries) -> list[int]:
@@ -223,22 +229,24 @@ def _first_tokens(state: Entries, device: torch.device) -> Tensor:
     return state.answers.on(device)[state.spans.on(device)[:, 2]]
 
 
-def _decision(call: Call, rows: Tensor, state: Entries, row: Tensor, hit: Tensor, lag: int) -> Decision:
-    """The entry (batch,), whether it is hit, the key token's ordinal, and the answer tokens seen after it."""
+def _decision(call: Call, rows: Tensor, state: Entries, row: Tensor, share: Tensor, lag: int) -> Decision:
+    """The entry (batch,), how deep in its ball, the key token's ordinal, and the answer tokens seen after it."""
     origin = torch.zeros_like(row)
     said = row.new_full((len(row), state.longest + 1), -1)
     if call.key is not None and call.is_sequence(rows):
         ordinal = call.ordinals(rows)
         origin = ordinal.gather(1, (call.key - lag).clamp_min(0)[:, None])[:, 0]
         said = _heard(call, said, ordinal - origin[:, None])
-        hit = hit & (call.key >= lag) & (_agrees(said, row, state)[:, lag] | (call.tokens is None))
-    return {"row": row, "hit": hit, "origin": origin, "said": said}
+        follows = _agrees(said, row, state)[:, lag] | (call.tokens is None)
+        share = torch.where((call.key >= lag) & (origin >= 0) & follows, share, torch.inf)
+    return {"row": row, "share": share, "hit": share <= 1, "origin": origin, "said": said}
 
 
-def _prefer(first: Decision, second: Decision) -> Decision:
-    """Row by row the second decision where it hits, else the first."""
-    hit = second["hit"]
-    return {name: torch.where(hit.reshape(-1, *[1] * (old.ndim - 1)), second[name], old) for name, old in first.items()}
+def _prefer(first: Decision, second: Decision, where: Tensor) -> Decision:
+    """The second decision in the rows (batch,) where it is wanted, else the first."""
+    return {
+        name: torch.where(where.reshape(-1, *[1] * (old.ndim - 1)), second[name], old) for name, old in first.items()
+    }
 
 
 def _heard(call: Call, said: Tensor, offset: Tensor) -> Tensor:

@@ -363,6 +363,8 @@ def grow(em: EditableModel, count: int, answers: Sequence[Sequence[int]], rng: n
     name, editor = next(iter(em.editors.items()))
     state = em._state_of(name)
     missing = count - len(em.edits)
+    if missing <= 0:
+        return
     centre, values = state.book.keys.view.cpu().mean(dim=0), state.values.view.cpu()
     away = FAR * state.book.initial[0]
     entries = []
@@ -377,7 +379,7 @@ def grow(em: EditableModel, count: int, answers: Sequence[Sequence[int]], rng: n
     snapshot = em._snapshot.replace(em.version + 1, {name: state})
     em._history.append(snapshot.version, entries)
     em._publish(snapshot)
-    _check_apart(state, rng)
+    _check_apart(state, missing, rng)
 
 
 def _direction(features: int, rng: np.random.Generator) -> Tensor:
@@ -401,14 +403,14 @@ def _about(patch: Patch) -> dict[str, Any]:
     return {"request": request, "patch": dict(patch.meta), "superseded": []}
 
 
-def _check_apart(state: Any, rng: np.random.Generator, sample: int = 256) -> None:
-    """That synthetic balls do not touch, on a sample.
+def _check_apart(state: Any, last: int, rng: np.random.Generator, sample: int = 256) -> None:
+    """That the balls of the last keys touch no other, on a sample.
 
     Raises:
         ValueError: two balls touch.
     """
     keys, radius = state.book.keys.view, state.book.initial[0]
-    some = torch.from_numpy(rng.integers(len(keys), size=min(sample, len(keys))))
+    some = len(keys) - 1 - torch.from_numpy(rng.integers(last, size=min(sample, last)))
     distance = torch.cdist(keys[some], keys)
     distance[torch.arange(len(some)), some] = torch.inf
     if float(distance.min()) <= 2 * radius:

@@ -95,7 +95,7 @@ def row(found: Activations, facts: Sequence[Fact], portion: float) -> dict[str, 
     prompts, rephrases = (_landed(book, keys, facts) for keys in (found.prompts, found.rephrases))
     return {
         "radius_share_of_spread": portion,
-        **{f"{n}_fire_share": float(book.find(keys)[1].float().mean()) for n, keys in found.unrelated.items()},
+        **{f"{n}_fire_share": float((book.find(keys)[1] <= 1).float().mean()) for n, keys in found.unrelated.items()},
         "prompt_hit_share": prompts[0],
         "rephrase_hit_share": rephrases[0],
         "rephrase_wrong_share": rephrases[1],
@@ -105,7 +105,8 @@ def row(found: Activations, facts: Sequence[Fact], portion: float) -> dict[str, 
 
 def _landed(book: Codebook, keys: Tensor, facts: Sequence[Fact]) -> tuple[float, float]:
     """Shares of keys in a ball that gives their own answer, and in one that gives another."""
-    nearest, hit = book.find(keys)
+    nearest, share = book.find(keys)
+    hit = share <= 1
     right = torch.tensor([book.labels[int(n)] == fact.target for n, fact in zip(nearest, facts, strict=True)])
     return float((hit & right).float().mean()), float((hit & ~right).float().mean())
 

@@ -58,6 +58,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.answers)
 
+    @property
+    def last_real(self) -> Tensor | None:
+        """(rows,) column of each row's last real token; None where the input is not tokens."""
+        mask = self.arguments.get("attention_mask")
+        return None if mask is None or "input_ids" not in self.arguments else mask.sum(dim=1) - 1
+
     def select(self, rows: Tensor) -> Batch:
         """Only those rows, in that order."""
         return Batch(
@@ -118,7 +124,7 @@ class Reader:
         given = {k: v.to(self.device) for k, v in prompt.items() if isinstance(v, Tensor) and k != "labels"}
         labels = prompt.get("labels")
         if self.text and not self.seq2seq and isinstance(labels, Tensor):
-            return {name: value[:, : _answer_start(labels)] for name, value in given.items()}
+            return {name: value[:, : _prompt_length(labels)] for name, value in given.items()}
         return given
 
     def _tokens(self, text: str) -> Tensor:
@@ -251,6 +257,11 @@ class Reader:
         return self.pad
 
 
-def _answer_start(labels: Tensor) -> int:
-    """Length of the prompt before the first label of a batch of one."""
-    return int((labels[0] != -100).long().argmax())
+def _prompt_length(labels: Tensor) -> int:
+    """Tokens before the first label of a batch of one."""
+    given = labels[0] != -100
+    if bool(given[0]):
+        raise InputError(
+            "Edit.prompt['labels'] start at the first token, expected -100 over the prompt, which is not the answer."
+        )
+    return int(given.long().argmax())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from editable.edit import Patch
 from editable.errors import CorruptLogError, InputError, WrongBaseError
@@ -47,6 +50,7 @@ def write_pack(path: str | Path, edits: Sequence[Packed], identity: Identity) ->
         "edits": json.dumps(heads, sort_keys=True),
     }
     tensors = {f"{i}.{name}": t.contiguous() for i, e in enumerate(edits) for name, t in e.patch.tensors.items()}
+    metadata["digest"] = pack_digest(metadata["edits"], tensors)
     target = Path(path)
     draft = target.with_name(f".{target.name}.draft")
     save_file(tensors, draft, metadata)
@@ -68,6 +72,8 @@ def read_pack(path: str | Path, identity: Identity) -> list[Packed]:
             metadata = file.metadata() or {}
             _check_identity(path, metadata, identity)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+        if metadata["digest"] != pack_digest(metadata["edits"], tensors):
+            raise ValueError("its contents do not add up to its digest")
         heads = json.loads(metadata["edits"])
         return [_packed(index, head, tensors) for index, head in enumerate(heads)]
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
@@ -76,6 +82,14 @@ def read_pack(path: str | Path, identity: Identity) -> list[Packed]:
         raise CorruptLogError(
             f"Pack {str(path)!r} cannot be read ({error}), expected a file written by export(); export it again."
         ) from error
+
+
+def pack_digest(edits: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hex, of what a pack holds."""
+    digest = hashlib.sha256(edits.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _packed(index: int, head: Mapping[str, Any], tensors: Mapping[str, Any]) -> Packed:

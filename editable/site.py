@@ -53,7 +53,8 @@ class Site:
         old = _first_tensor(activation, self.path)
         new = self._unread(old, rows)
         if isinstance(activation, tuple):
-            return tuple(new if part is old else part for part in activation)
+            parts = [new if part is old else part for part in activation]
+            return type(activation)(*parts) if hasattr(activation, "_fields") else tuple(parts)
         if isinstance(activation, list):
             return [new if part is old else part for part in activation]
         return type(activation)(**{k: new if v is old else v for k, v in activation.items()})

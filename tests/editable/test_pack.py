@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from editable.edit import Patch
 from editable.errors import CorruptLogError, InputError, WrongBaseError
 from editable.memory.log import Identity
-from editable.pack import Packed, read_pack, write_pack
+from editable.pack import Packed, pack_digest, read_pack, write_pack
 
 IDENTITY = Identity("a" * 64, "b" * 64, '{"grace": {}}', "hub/model")
 
@@ -143,8 +143,17 @@ def test_nan_in_a_pack_is_refused(path: Path) -> None:
 
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata()
-    save_file(tensors, path, metadata)
+    save_file(tensors, path, {**metadata, "digest": pack_digest(metadata["edits"], tensors)})
     with pytest.raises(InputError, match=r"Patch of edit 'e1' has NaN or infinite values in \['keys'\]"):
+        read_pack(path, IDENTITY)
+
+
+def test_one_flipped_bit_in_a_pack_is_noticed(path: Path) -> None:
+    write_pack(path, [packed()], IDENTITY)
+    contents = bytearray(path.read_bytes())
+    contents[-1] ^= 1
+    path.write_bytes(bytes(contents))
+    with pytest.raises(CorruptLogError, match=r"its contents do not add up to its digest.*export it again"):
         read_pack(path, IDENTITY)
 
 
