@@ -41,7 +41,7 @@ class Stream:
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(QUEUED)
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
 
     def submit(self, edit: Edit, editor: str, verify: bool = True) -> Future[Receipt]:
         """Queue one edit.
@@ -51,20 +51,20 @@ class Stream:
         """
         waiting = _Waiting(edit, editor, verify)
         with self._starting:
-            if self._closed:
+            if self._closed.is_set():
                 raise StateError("This EditableModel is closed, expected an open one; attach a new one to edit again.")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="editable-writer", daemon=True)
                 self._thread.start()
         self._queue.put(waiting)
-        if self._closed:  # it was closed while this call waited for room
+        if self._closed.is_set():  # it was closed while this call waited for room
             self._cancel_waiting()
         return waiting.future
 
     def close(self) -> None:
         """Cancel what still waits, let the edit that is being learned finish, end the thread."""
         with self._starting:
-            self._closed = True
+            self._closed.set()
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._cancel_waiting()

@@ -166,7 +166,7 @@ class Codebook:
             return []
         return list(itertools.takewhile(lambda row: self.owners[row : row + 1] == (owner,), itertools.count(first)))
 
-    def _parted_by(self, gone: set[int]) -> dict[int, float]:
+    def _parted_by(self, gone: set[int]) -> dict[int, float] | None:
         """Balls of others that `gone` split, with the radius each had at first; None if they did more than split."""
         parted: dict[int, float] = {}
         for placed in (self.placed[row] for row in gone):
