@@ -317,14 +317,16 @@ class _Fold:
         It does where the ball found nearest is still there, or all were too far away to matter, and none is nearer that
         was not there then. None where the book has to be searched.
         """
-        old = self.placed[row]
+        old, reach = self.placed[row], self.source.initial[row] + self.widest
         if old.superseded or (old.nearest >= 0 and self.radii[old.nearest] < 0):
             return None
-        if old.nearest < 0 and old.distance <= self.source.initial[row] + self.widest:
+        if old.nearest < 0 and old.distance <= reach:
             return None
-        if self._is_here(row, old.nearest, old.distance) or self._distance_to_new(row) <= old.distance:
+        new = self._distance_to_new(row)
+        if self._is_here(row, old.nearest, old.distance) or new <= (reach if old.nearest < 0 else old.distance):
             return None
-        return self._decided(row, old.nearest, old.distance)
+        # Where nothing was near, the distance only says that: none of the balls there are now is nearer.
+        return self._decided(row, old.nearest, min(old.distance, new) if old.nearest < 0 else old.distance)
 
     def _distance_to_new(self, row: int) -> float:
         """Distance to the nearest ball that may not have been there when the key first came."""
