@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -58,6 +59,11 @@ class Entries:
 
     def __len__(self) -> int:
         return self.count
+
+    @cached_property
+    def first_tokens(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """The tokens that answers begin with, sorted; of use where the state is on the CPU."""
+        return np.unique(self.answers.view[self.spans.view[:, 2]].numpy())
 
 
 @dataclass(frozen=True)
@@ -217,16 +223,11 @@ def _lags(call: Call, rows: Tensor, state: Entries) -> list[int]:
     longest = min(state.longest, call.tokens.shape[1] - 1)
     if call.tokens.device.type != "cpu":
         return list(range(longest + 1))
-    tokens, key = call.tokens.numpy(), call.key.numpy()
+    tokens, key, firsts = call.tokens.numpy(), call.key.numpy(), state.first_tokens
     columns = key[:, None] - np.arange(longest)  # (batch, longest): where an answer of 1, 2 ... tokens would start
-    starts = np.isin(
-        np.take_along_axis(tokens, columns.clip(0), axis=1), _first_tokens(state, call.tokens.device).numpy()
-    )
+    there = np.take_along_axis(tokens, columns.clip(0), axis=1)
+    starts = firsts[np.searchsorted(firsts, there).clip(max=len(firsts) - 1)] == there
     return [0, *(np.flatnonzero((starts & (columns > 0)).any(axis=0)) + 1)]
-
-
-def _first_tokens(state: Entries, device: torch.device) -> Tensor:
-    return state.answers.on(device)[state.spans.on(device)[:, 2]]
 
 
 def _decision(call: Call, rows: Tensor, state: Entries, row: Tensor, share: Tensor, lag: int) -> Decision:
@@ -237,7 +238,7 @@ def _decision(call: Call, rows: Tensor, state: Entries, row: Tensor, share: Tens
         ordinal = call.ordinals(rows)
         origin = ordinal.gather(1, (call.key - lag).clamp_min(0)[:, None])[:, 0]
         said = _heard(call, said, ordinal - origin[:, None])
-        follows = _agrees(said, row, state)[:, lag] | (call.tokens is None)
+        follows = (_agreed(said, row, state) >= lag) | (call.tokens is None)
         share = torch.where((call.key >= lag) & (origin >= 0) & follows, share, torch.inf)
     return {"row": row, "share": share, "hit": share <= 1, "origin": origin, "said": said}
 
@@ -264,20 +265,19 @@ def _heard(call: Call, said: Tensor, offset: Tensor) -> Tensor:
     return said.scatter(1, column, call.tokens)
 
 
-def _agrees(said: Tensor, row: Tensor, state: Entries) -> Tensor:
-    """(batch, longest + 1): whether the first j tokens after the key token are the first j of the entry's answer."""
-    device = said.device
-    spans, answers = state.spans.on(device)[row], state.answers.on(device)
-    steps = torch.arange(said.shape[1] - 1, device=device)
+def _agreed(said: Tensor, row: Tensor, state: Entries) -> Tensor:
+    """(batch,) how many tokens after the key token are, one after another, those of the entry's answer."""
+    spans, answers = state.spans.on(said.device)[row], state.answers.on(said.device)
+    steps = torch.arange(said.shape[1] - 1, device=said.device)
     expected = answers[(spans[:, 2:3] + steps).clamp_max(len(answers) - 1)]
     same = (said[:, :-1] == expected) & (steps < spans[:, 3:4])
-    return torch.cat([same.new_ones(len(row), 1), same.long().cumprod(dim=1).bool()], dim=1)
+    return same.long().cumprod(dim=1).sum(dim=1)
 
 
 def _write(call: Call, rows: Tensor, state: Entries) -> Tensor:
     """Put each row's value where it is due."""
     decision = call.decision
-    if decision is None:
+    if decision is None or call.after_prompt > state.longest:
         return rows
     row, hit, said = decision["row"], decision["hit"], decision["said"]
     offset = call.ordinals(rows) - decision["origin"][:, None]  # (batch, positions)
@@ -286,7 +286,7 @@ def _write(call: Call, rows: Tensor, state: Entries) -> Tensor:
     if call.tokens is not None and call.is_sequence(rows):
         said = _heard(call, said, offset)
         call.decide({**decision, "said": said})
-        due &= _agrees(said, row, state).gather(1, offset.clamp(0, said.shape[1] - 1))
+        due &= offset <= _agreed(said, row, state)[:, None]
     values = state.values.on(rows.device)[(spans[:, :1] + offset * due)]  # (batch, positions, features)
     return torch.where(due[..., None], values.to(rows.dtype), rows)
 

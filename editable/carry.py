@@ -25,12 +25,14 @@ class Carried:
     Args:
         snapshot: the version whose edits shaped the cached keys and values.
         seen: tokens the cache holds, known without asking the device.
+        prompt: columns up to the end of the prompt; 0 while that has not been seen.
         pads: (batch,) padding columns of each row's prompt; None where there are none.
         decisions: editor name to its per-row tensors.
     """
 
     snapshot: Snapshot
     seen: int = 0
+    prompt: int = 0
     pads: Tensor | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
 

@@ -53,6 +53,7 @@ class Call:
     role: str = ""
     phase: str = "prefill"
     past: int = 0  # tokens in the KV cache before this forward
+    prompt: int = 0  # columns up to the end of the prompt; 0 while that has not been seen
     pads: Tensor | None = None  # (batch,) padding columns of each row's prompt; None where there are none
     timer: Timer | None = None
     token: Any = None  # what resets the context variable when the forward ends
@@ -61,6 +62,11 @@ class Call:
     def decision(self) -> Decision | None:
         """What the current editor decided earlier in this generation, if it did."""
         return self.decisions.get(self.editor)
+
+    @property
+    def after_prompt(self) -> int:
+        """At least so many tokens lead from the key token to the first position here; known without a wait."""
+        return self.past - self.prompt + 1 if self.key is None and self.prompt else 0
 
     def decide(self, decision: Decision) -> None:
         """Keep the current editor's decision for this forward and for those that continue its KV cache."""

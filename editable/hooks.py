@@ -163,7 +163,7 @@ class Hooks:
         cache = _cache_of(output) if output is not None else None
         if cache is not None and call.ordinal is not None:
             seen = call.past + call.ordinal.shape[1]
-            carry(cache, Carried(call.snapshot, seen, call.pads, call.decisions))
+            carry(cache, Carried(call.snapshot, seen, call.prompt, call.pads, call.decisions))
         if self.latency is not None and call.timer is not None and output is not None:
             hits = {name: d["hit"] for name, d in call.decisions.items() if "hit" in d}
             batch, positions = call.ordinal.shape if call.ordinal is not None else (1, 1)

@@ -66,8 +66,15 @@ def read_call(
     call.pads = (~real).sum(dim=1) if real is not None else carried.pads if carried else None
     call.ordinal = _ordinals(shaped, past, real, call.pads)
     call.key = _key_column(arguments, call.ordinal, past, real, seq2seq, generation)
+    call.prompt = _prompt_end(call, past + shaped.shape[1], generation, carried)
     call.phase = "decode" if past and call.key is None else "prefill"
     return call
+
+
+def _prompt_end(call: Call, end: int, generation: Generation | None, carried: Carried | None) -> int:
+    if call.key is None:
+        return carried.prompt if carried else 0
+    return end if generation is None or generation.width is None else generation.width
 
 
 def cached_length(cache: Any) -> int:

@@ -39,7 +39,7 @@ both = pytest.mark.parametrize("make", CACHES.values(), ids=CACHES.keys())
 
 def tied(cache: Any, pads: bool = True) -> Any:
     decisions = {"one": {"row": torch.tensor([10, 11, 12]), "said": torch.arange(6).reshape(3, 2)}}
-    carry(cache, Carried(SNAPSHOT, 4, torch.tensor([2, 0, 1]) if pads else None, decisions))
+    carry(cache, Carried(SNAPSHOT, 4, pads=torch.tensor([2, 0, 1]) if pads else None, decisions=decisions))
     return cache
 
 
