@@ -112,7 +112,7 @@ def test_rows_are_repeated_by_their_decisions_where_there_are_no_pads() -> None:
 
 def test_rows_are_repeated_by_their_pads_where_there_are_no_decisions() -> None:
     cache = dynamic()
-    carry(cache, Carried(SNAPSHOT, 4, torch.tensor([2, 0, 1])))
+    carry(cache, Carried(SNAPSHOT, 4, pads=torch.tensor([2, 0, 1])))
     cache.batch_repeat_interleave(2)
     pads = held(cache).pads
     assert pads is not None
@@ -179,7 +179,7 @@ def test_other_caches_are_not_touched(make: Callable[..., Any]) -> None:
 def test_selecting_leaves_the_given_tensors_alone() -> None:
     pads, row = torch.tensor([2, 0, 1]), torch.tensor([10, 11, 12])
     decision = {"row": row}
-    carried = Carried(SNAPSHOT, 4, pads, {"one": decision})
+    carried = Carried(SNAPSHOT, 4, pads=pads, decisions={"one": decision})
     carried.select(torch.tensor([1, 0]))
     assert (pads.tolist(), row.tolist(), decision["row"] is row) == ([2, 0, 1], [10, 11, 12], True)
     assert carried.decisions["one"]["row"].tolist() == [11, 10]

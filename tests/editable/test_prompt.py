@@ -310,3 +310,11 @@ def test_the_encoders_mask_of_a_generation_is_not_the_decoders() -> None:
     generation = Generation(SNAPSHOT, width=1, mask=mask("0011"))
     call = read_seq2seq(decoder_input_ids=ids(1, 1), generation=generation)
     assert (plain(call.key), plain(call.ordinal), call.pads) == ([0], [[0]], None)
+
+
+def test_tokens_after_the_prompt_are_counted_without_the_device() -> None:
+    """Six columns of prompt and nine in the cache: the next token is the fourth after the key token."""
+    call = read(input_ids=ids(1, 1), carried=Carried(SNAPSHOT, seen=9, prompt=6))
+    assert (call.after_prompt, call.prompt) == (4, 6)
+    assert read(input_ids=ids(1, 6)).after_prompt == 0
+    assert read(input_ids=ids(1, 6)).prompt == 6
