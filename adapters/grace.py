@@ -72,8 +72,8 @@ class GRACE:
 
     Args:
         values: one value per answer token behind the last block, or the published single value.
-        site: where the single value is written: a module path or glob; None chooses the down projection at nine
-            tenths of the depth. For classifiers and per-token values the place is given by the model.
+        site: where the single value is written: a module path or glob; None chooses the down projection of a late
+            block. For classifiers and per-token values the place is given by the model.
         radius: initial radius of a ball (Euclidean, in the key's space); None measures it: half the typical distance
             between unrelated inputs at the site.
         probability: what each answer token must reach at least when its value is learned.
@@ -186,9 +186,9 @@ class GRACE:
         return replace(state, book=state.book.forget(edit_ids), count=state.count - gone)
 
     def conflicts(self, edit_id: str, state: Entries) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(superseded ids, ids of edits that answer otherwise and whose ball the edit's keys fell into)."""
+        """(ids the edit superseded, ids of edits that answer otherwise and whose ball was split from its own)."""
         book = state.book
-        placed = [book.placed[row] for row, owner in enumerate(book.owners) if owner == edit_id]
+        placed = [book.placed[row] for row in book.rows_of(edit_id)]
         lost = {book.owners[row] for p in placed for row in p.superseded} - {None, edit_id}
         split = {book.owners[p.nearest] for p in placed if p.kind == "split"} - {None, edit_id}
         return tuple(sorted(str(o) for o in lost)), tuple(sorted(str(o) for o in split))

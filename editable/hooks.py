@@ -102,9 +102,9 @@ class Hooks:
         module = self.model.get_submodule(placement.site.path)
         act = torch.compiler.disable(functools.partial(self.act, placement))
         if placement.site.side == "input":
-            return module.register_forward_pre_hook(_InputHook(placement.site, act), with_kwargs=True)
+            return module.register_forward_pre_hook(_InputHook(act), with_kwargs=True)
         # prepend: captured hidden states and the user's own hooks get to see the edited value.
-        return module.register_forward_hook(_OutputHook(placement.site, act), prepend=True)
+        return module.register_forward_hook(_OutputHook(act), prepend=True)
 
     def remove(self) -> None:
         """Take everything off; the model is what it was."""
@@ -266,7 +266,6 @@ class _AfterHook(Inert):
 
 @dataclass(eq=False)
 class _OutputHook(Inert):
-    site: Site
     act: Callable[[Any], Any]
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
@@ -275,7 +274,6 @@ class _OutputHook(Inert):
 
 @dataclass(eq=False)
 class _InputHook(Inert):
-    site: Site
     act: Callable[[Any], Any]
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
