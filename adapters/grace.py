@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from editable.edit import Patch
@@ -46,6 +46,7 @@ class Entries:
         values: (m, features) all values, an edit's in a row.
         answers: (a,) all answer tokens, an edit's in a row.
         spans: (n, 4) of each key: first value, number of values, first answer token, number of answer tokens.
+        firsts: (f,) the tokens that answers begin with, sorted; those of forgotten edits may be among them.
         longest: most tokens in any answer.
         count: live edits.
     """
@@ -54,16 +55,23 @@ class Entries:
     values: Rows
     answers: Rows
     spans: Rows
+    firsts: NDArray[np.int64]
     longest: int = 0
     count: int = 0
 
     def __len__(self) -> int:
         return self.count
 
-    @cached_property
-    def first_tokens(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        """The tokens that answers begin with, sorted; of use where the state is on the CPU."""
-        return np.unique(self.answers.view[self.spans.view[:, 2]].numpy())
+    @classmethod
+    def empty(cls, key_width: int = 0, value_width: int = 0, device: torch.device | str = "cpu") -> Entries:
+        """No entry yet."""
+        return cls(
+            Codebook.empty(key_width, device=device),
+            Rows.empty(value_width, device=device),
+            Rows.empty(dtype=torch.long, device=device),
+            Rows.empty(4, dtype=torch.long, device=device),
+            np.empty(0, np.int64),
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ class GRACE:
 
     def empty(self) -> Entries:
         """No entry yet; widths are taken from the first patch."""
-        return Entries(Codebook.empty(0), Rows.empty(0), Rows.empty(dtype=torch.long), Rows.empty(4, dtype=torch.long))
+        return Entries.empty()
 
     # Serving
 
@@ -182,15 +190,15 @@ class GRACE:
 
     def forget(self, edit_ids: frozenset[str], state: Entries) -> Entries:
         """The state as if those edits had never been inserted."""
-        gone = len(edit_ids.intersection(o for o in state.book.owners if o is not None))
+        gone = sum(bool(state.book.rows_of(edit_id)) for edit_id in edit_ids)
         return replace(state, book=state.book.forget(edit_ids), count=state.count - gone)
 
     def conflicts(self, edit_id: str, state: Entries) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(ids the edit superseded, ids of edits that answer otherwise and whose ball was split from its own)."""
         book = state.book
-        placed = [book.placed[row] for row in book.rows_of(edit_id)]
-        lost = {book.owners[row] for p in placed for row in p.superseded} - {None, edit_id}
-        split = {book.owners[p.nearest] for p in placed if p.kind == "split"} - {None, edit_id}
+        placed = [book.placement(row) for row in book.rows_of(edit_id)]
+        lost = {book.owner(row) for p in placed for row in p.superseded} - {None, edit_id}
+        split = {book.owner(p.nearest) for p in placed if p.kind == "split"} - {None, edit_id}
         return tuple(sorted(str(o) for o in lost)), tuple(sorted(str(o) for o in split))
 
 
@@ -223,7 +231,7 @@ def _lags(call: Call, rows: Tensor, state: Entries) -> list[int]:
     longest = min(state.longest, call.tokens.shape[1] - 1)
     if call.tokens.device.type != "cpu":
         return list(range(longest + 1))
-    tokens, key, firsts = call.tokens.numpy(), call.key.numpy(), state.first_tokens
+    tokens, key, firsts = call.tokens.numpy(), call.key.numpy(), state.firsts
     columns = key[:, None] - np.arange(longest)  # (batch, longest): where an answer of 1, 2 ... tokens would start
     there = np.take_along_axis(tokens, columns.clip(0), axis=1)
     starts = firsts[np.searchsorted(firsts, there).clip(max=len(firsts) - 1)] == there
@@ -297,7 +305,8 @@ def _enter(state: Entries, request: Request, keys: Tensor, values: Tensor, radiu
     meta = {"radius": radius}
     patch = Patch(request.id, {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}, meta)
     state = _insert(state, patch, [], keys.device)
-    placed = [_plain(p) for p in state.book.placed[len(state.book) - len(keys) :]]
+    first = len(state.book) - len(keys)
+    placed = [_plain(state.book.placement(row)) for row in range(first, len(state.book))]
     return state, replace(patch, meta={**meta, "placed": placed})
 
 
@@ -306,26 +315,30 @@ def _insert(
 ) -> Entries:
     keys, values, answer = (patch.tensors[name] for name in ("keys", "values", "answer"))
     if len(state.spans) == 0:
-        device = device or "cpu"
-        state = Entries(
-            Codebook.empty(keys.shape[1], device=device),
-            Rows.empty(values.shape[1], device=device),
-            Rows.empty(dtype=torch.long, device=device),
-            Rows.empty(4, dtype=torch.long, device=device),
-        )
+        state = Entries.empty(keys.shape[1], values.shape[1], device or "cpu")
     span = torch.tensor([len(state.values), len(values), len(state.answers), len(answer)])
-    book = state.book
     label = tuple(answer.tolist())
-    for index, key in enumerate(keys.to(book.radii.device)):
-        book = book.add(key, label, patch.edit_id, patch.meta["radius"], placed[index] if placed else None)
     return Entries(
-        book,
+        _with_keys(state.book, patch, label, placed),
         state.values.append(values),
         state.answers.append(answer),
         state.spans.append(span.expand(len(keys), 4)),
+        _with_first(state.firsts, label[0]),
         max(state.longest, len(answer)),
         state.count + 1,
     )
+
+
+def _with_keys(book: Codebook, patch: Patch, label: tuple[int, ...], placed: Sequence[Placed]) -> Codebook:
+    for index, key in enumerate(patch.tensors["keys"].to(book.keys.view.device)):
+        book = book.add(key, label, patch.edit_id, patch.meta["radius"], placed[index] if placed else None)
+    return book
+
+
+def _with_first(firsts: NDArray[np.int64], token: int) -> NDArray[np.int64]:
+    place = int(np.searchsorted(firsts, token))
+    known = place < len(firsts) and firsts[place] == token
+    return firsts if known else np.insert(firsts, place, token)
 
 
 def _plain(placed: Placed) -> list[object]:

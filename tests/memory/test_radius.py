@@ -256,7 +256,7 @@ def test_find_is_brute_force(count: int) -> None:
 def test_of_equally_near_balls_the_latest_wins() -> None:
     book = fed((-1.0, "x"), (1.0, "y"), (3.0, "z"))
     assert found(book, 0.0, 2.0) == [None, 2]
-    assert book.nearest(torch.zeros(1, 1))[0].tolist() == [1]
+    assert book.nearest(torch.zeros(1)) == (1, 1.0)
 
 
 @pytest.mark.parametrize("features", [2, 4, 8, 16])
@@ -266,8 +266,7 @@ def test_however_many_are_equally_near_the_latest_wins(features: int) -> None:
     book = Codebook.empty(features, 0.0)
     for row, key in enumerate(corners):
         book = book.add(key, row, str(row), 0.25)
-    near, distance = book.nearest(torch.zeros(1, features))
-    assert (int(near), float(distance)) == (2 * features - 1, 1.0)
+    assert book.nearest(torch.zeros(features)) == (2 * features - 1, 1.0)
 
 
 def test_a_ball_of_radius_zero_holds_exactly_its_key() -> None:
@@ -335,10 +334,10 @@ def test_a_book_whose_keys_are_all_forgotten_finds_nothing() -> None:
 
 def test_a_book_is_a_value() -> None:
     book = fed((0.0, "x"), (1.5, "x"))
-    before = (radii(book), book.offsets.tolist(), len(book), book.placed, book.owners)
+    before = (radii(book), len(book), book.placed, book.owners)
     book.add(point(0.1), "z", "new", 1.0)
     book.forget(frozenset({"0"}))
-    assert (radii(book), book.offsets.tolist(), len(book), book.placed, book.owners) == before
+    assert (radii(book), len(book), book.placed, book.owners) == before
     assert found(book, 0.1, 1.5) == [0, 0]
     with pytest.raises(FrozenInstanceError):
         book.resolution = 1.0  # type: ignore[misc]
@@ -359,7 +358,7 @@ def survivors(book: Codebook) -> Codebook:
     fresh = Codebook.empty(book.keys.view.shape[1], book.resolution)
     for row, owner in enumerate(book.owners):
         if owner is not None:
-            fresh = fresh.add(book.keys.view[row], book.labels[row], owner, book.initial[row])
+            fresh = fresh.add(book.keys.view[row], book.labels[row], owner, book.column.initial[row])
     return fresh
 
 
@@ -520,10 +519,9 @@ def test_recorded_placements_replay_to_the_same_book(done: list[Step], resolutio
     again, edits = Codebook.empty(2, resolution), [step for step in done if isinstance(step, Add)]
     owners = [str(number) for number, edit in enumerate(edits) for _ in edit.places]
     for row, known in enumerate(placed):
-        again = again.add(book.keys.view[row], book.labels[row], owners[row], book.initial[row], known)
+        again = again.add(book.keys.view[row], book.labels[row], owners[row], book.column.initial[row], known)
     again = again.forget(gone)
     assert radii(again) == radii(book)
-    assert again.offsets.tolist() == book.offsets.tolist()
     assert again.owners == book.owners
 
 
@@ -532,13 +530,6 @@ def test_a_recorded_placement_is_believed() -> None:
     placed = Placed("expand", 0, 1.25)
     book = fed((0.0, "x")).add(point(1.5), "x", "b", 1.0, placed)
     assert radii(book) == [1.25, NONE]
-
-
-def test_offsets_rank_what_radii_allow() -> None:
-    """Squared norms of the balls; infinite where there is none."""
-    book = fed(((3.0, 4.0), "x"), ((3.0, 4.5), "x"), ((0.0, 2.0), "y"), features=2)
-    assert book.offsets.tolist() == [25.0, math.inf, 4.0]
-    assert radii(book) == [1.0, NONE, 1.0]
 
 
 def test_the_gap_is_the_published_one() -> None:

@@ -1,0 +1,166 @@
+"""Sketches sorted into cells: which of many lie near a query, without looking at most of them.
+
+A cell is known by its centre, by how far its members reach from it, and by the box around them; both bound from below
+how near any member can be, so whole cells are passed over. The others are scanned by FAISS's inverted lists. Immutable
+once made; nothing is ever missed. Knows rows and sketches, nothing of keys or balls but their widest radius.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from editable.memory.sketch import Slack
+
+CELLS_PER_ROOT = 4.0  # cells for n members: so many times the square root of n
+MOST_CELLS = 4096  # above it, bounding the cells costs more than scanning them
+TRAINED_ON = 20  # members a cell's centre is found from
+CHUNK = 16384  # members assigned at a time
+ROUNDING = 1e-5  # relative error of a bound computed in float32, generously
+
+Numbers = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Members by row number.
+
+    Args:
+        centres: (cells, width) float32.
+        outer, inner: (cells,) the largest and the smallest distance of a member from its centre.
+        low, high: (cells, width) the box around the members.
+        widest: (cells,) the largest radius of a member's ball when it came in; -inf in an empty cell.
+        radius: (rows,) each row's radius when it came in; -inf for rows that are no members.
+        lists: a FAISS index of the members.
+    """
+
+    centres: Tensor
+    outer: Tensor
+    inner: Tensor
+    low: Tensor
+    high: Tensor
+    widest: Tensor
+    radius: Numbers
+    lists: Any
+
+    @classmethod
+    def of(cls, sketches: Tensor, radius: Numbers) -> Cells:
+        """Sort sketches (rows, width) into cells; those whose radius (rows,) is negative are left out."""
+        members = torch.from_numpy(np.flatnonzero(radius >= 0))
+        count = max(1, min(MOST_CELLS, round(CELLS_PER_ROOT * len(members) ** 0.5)))
+        centres = _centres(sketches, members, count)
+        empty = cls._without_members(centres)
+        return empty.extended(sketches, radius)
+
+    @classmethod
+    def _without_members(cls, centres: Tensor) -> Cells:
+        import faiss
+
+        count, width = centres.shape
+        quantizer = faiss.IndexFlatL2(width)
+        quantizer.add(centres.numpy())
+        lists = faiss.IndexIVFFlat(quantizer, width, count)
+        lists.own_fields, lists.is_trained = True, True
+        quantizer.this.disown()
+        none = torch.full((count,), -torch.inf)
+        box = torch.full((count, width), torch.inf)
+        return cls(centres, none, -none, box, -box, none, np.empty(0, np.float32), lists)
+
+    def __len__(self) -> int:
+        return len(self.radius)
+
+    def extended(self, sketches: Tensor, radius: Numbers) -> Cells:
+        """With the rows from len(self) on as members, where their radius is not negative.
+
+        sketches (rows, width) and radius (rows,) are of all rows, those known already included.
+        """
+        import faiss
+
+        known = len(self)
+        new = torch.from_numpy(np.flatnonzero(radius[known:] >= 0) + known)
+        members = sketches[new].contiguous()
+        cell, distance = _assigned(members, self.centres)
+        spread = cell[:, None].expand_as(members)
+        lists = faiss.clone_index(self.lists)
+        ids = new.numpy()
+        lists.add_core(len(ids), *map(faiss.swig_ptr, (members.numpy(), ids, cell.numpy())))
+        reach = torch.from_numpy(radius)[new]
+        return Cells(
+            self.centres,
+            self.outer.scatter_reduce(0, cell, distance, "amax"),
+            self.inner.scatter_reduce(0, cell, distance, "amin"),
+            self.low.scatter_reduce(0, spread, members, "amin"),
+            self.high.scatter_reduce(0, spread, members, "amax"),
+            self.widest.scatter_reduce(0, cell, reach, "amax"),
+            np.concatenate([self.radius, radius[known:]]),
+            lists,
+        )
+
+    def near(self, query: Tensor, radius: float) -> tuple[Numbers, Numbers]:
+        """(rows, squared distances) of all members within `radius` of query (width,)."""
+        return self._scanned(query, self._cells_near(query, radius), radius)
+
+    def reaching(self, query: Tensor, slack: Slack) -> tuple[Numbers, Numbers]:
+        """(rows, squared distances) among which are all members whose ball, with that slack, holds query (width,)."""
+        reach = slack(self.widest)
+        kept = self._cells_near(query, reach)
+        return self._scanned(query, kept, float(reach[kept].max()) if len(kept) else 0.0)
+
+    def few(self, query: Tensor, count: int, cells: int = 4) -> Numbers:
+        """Some rows that lie near query (width,), most likely the nearest among them; a guess."""
+        import faiss
+
+        parameters = faiss.SearchParametersIVF(nprobe=cells)
+        _, rows = self.lists.search(query[None].numpy(), count, params=parameters)
+        return rows[0][rows[0] >= 0]  # type: ignore[no-any-return]
+
+    def _cells_near(self, query: Tensor, reach: Tensor | float) -> Tensor:
+        """The cells with a member that may lie within `reach` (one, or one for each cell) of query (width,)."""
+        distance = torch.cdist(query[None], self.centres, compute_mode="donot_use_mm_for_euclid_dist")[0]
+        ball = torch.maximum(distance - self.outer, self.inner - distance) - ROUNDING * (distance + self.outer)
+        cells = (ball <= reach).nonzero()[:, 0]
+        outside = torch.maximum(self.low[cells] - query, query - self.high[cells]).clamp_min(0)
+        box = outside.square().sum(dim=1).sqrt() * (1 - ROUNDING)
+        return cells[box <= (reach[cells] if isinstance(reach, Tensor) else reach)]
+
+    def _scanned(self, query: Tensor, kept: Tensor, radius: float) -> tuple[Numbers, Numbers]:
+        import faiss
+
+        cells = kept.numpy()
+        if not len(cells):
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        found = faiss.RangeSearchResult(1)
+        parameters = faiss.SearchParametersIVF(nprobe=len(cells))
+        point, nearness = np.ascontiguousarray(query.numpy()), np.zeros(len(cells), np.float32)
+        pointers = [faiss.swig_ptr(part) for part in (point, cells, nearness)]
+        # FAISS finds what is nearer than its limit, not what is at it.
+        limit = float(np.nextafter(np.float32(radius * radius * (1 + ROUNDING)), np.float32(np.inf)))
+        self.lists.range_search_preassigned_c(1, pointers[0], limit, *pointers[1:], found, False, parameters)
+        count = int(faiss.rev_swig_ptr(found.lims, 2)[1])
+        rows, distances = (faiss.rev_swig_ptr(part, count).copy() for part in (found.labels, found.distances))
+        return rows, distances
+
+
+def _centres(sketches: Tensor, members: Tensor, count: int) -> Tensor:
+    import faiss
+
+    width = sketches.shape[1]
+    step = max(1, len(members) // (TRAINED_ON * count))
+    sample = sketches[members[::step]].contiguous().numpy()
+    means = faiss.Kmeans(
+        width, count, niter=5, seed=1, min_points_per_centroid=1, max_points_per_centroid=2 * TRAINED_ON
+    )
+    means.train(sample)
+    return torch.from_numpy(means.centroids)
+
+
+def _assigned(members: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest centre of each member (n, width), and how far it is."""
+    cells = [torch.cdist(part, centres).argmin(dim=1) for part in members.split(CHUNK)]
+    cell = torch.cat(cells) if cells else torch.empty(0, dtype=torch.long)
+    return cell, (members - centres[cell]).norm(dim=1)

@@ -1,0 +1,218 @@
+"""Which keys may lie near a query: exact lower bounds on distances, so that only few distances have to be measured.
+
+Every key has a sketch; the sketches of all but the latest keys are sorted into cells, those of the latest are scanned.
+An `Index` is an immutable value like the book that it belongs to. It is a cache: whatever it has not taken in yet, or
+has wrong, is added to what it finds, so that decisions never depend on it. It is made and renewed in the background.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from editable.memory.cells import Cells
+from editable.memory.pages import Pages
+from editable.memory.rows import Rows
+from editable.memory.sketch import SAMPLE, Sketch, Slack
+
+FIRST = 1024  # keys from which sketches are kept
+LATEST = 8192  # keys that may wait to be sorted into cells
+REGROW = 4  # the directions and the cells are found anew when there are so many times the keys
+STRAYS = 1024  # balls that outgrew what their cell knows, from which the cells are made anew
+CHUNK = 16384  # keys sketched at a time
+
+Numbers = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Bounds for the keys of one book.
+
+    Args:
+        sketch: the map from keys to sketches.
+        sketches: the coarse ones, a row per key.
+        fine: the fine ones, in bfloat16.
+        size: no coarse sketch is longer.
+        cells: the sorted part; None while there are few keys.
+        strays: rows in the sorted part whose radius has grown since, or that had no ball then and have one now.
+        made_at: keys there were when directions and cells were found.
+    """
+
+    sketch: Sketch
+    sketches: Rows
+    fine: Rows
+    size: float
+    cells: Cells | None = None
+    strays: frozenset[int] = frozenset()
+    made_at: int = 0
+
+    @classmethod
+    def of(cls, keys: Tensor, radius: Numbers) -> Index:
+        """Everything anew, for keys (n, features) with these radii (n,)."""
+        step = max(1, len(keys) // SAMPLE)
+        sketch = Sketch.of_sample(keys[::step][:SAMPLE])
+        fine = Rows.empty(sketch.directions.shape[1] - sketch.coarse + 1, dtype=torch.bfloat16)
+        index = cls(sketch, Rows.empty(sketch.coarse + 1), fine, 0.0, made_at=len(keys)).extended(keys)
+        return index.sorted(radius) if len(keys) > LATEST else index
+
+    def __len__(self) -> int:
+        return len(self.sketches)
+
+    @property
+    def sorted_rows(self) -> int:
+        """How many rows the cells have taken in."""
+        return 0 if self.cells is None else len(self.cells)
+
+    def extended(self, keys: Tensor) -> Index:
+        """With sketches of the keys (n, features) that came since."""
+        sketches, fine, size = self.sketches, self.fine, self.size
+        for part in keys[len(self) :].split(CHUNK) if len(keys) > len(self) else ():
+            coarse, rest = self.sketch.of(part)
+            sketches, fine = sketches.append(coarse), fine.append(rest)
+            size = max(size, float(coarse.norm(dim=1).amax()))
+        return replace(self, sketches=sketches, fine=fine, size=size)
+
+    def sorted(self, radius: Numbers) -> Index:
+        """With cells for all keys, made anew."""
+        return replace(self, cells=Cells.of(self.sketches.view, radius), strays=frozenset())
+
+    def merged(self, radius: Numbers) -> Index:
+        """With the latest keys added to the cells there are."""
+        if self.cells is None or len(self.strays) > STRAYS:
+            return self.sorted(radius)
+        return replace(self, cells=self.cells.extended(self.sketches.view, radius))
+
+    def noting(self, rows: Numbers, radius: Numbers) -> Index:
+        """With balls that changed: rows (m,) have these radii (m,) now."""
+        sorted_part = rows < self.sorted_rows
+        if self.cells is None or not sorted_part.any():
+            return self
+        rows, radius = rows[sorted_part], radius[sorted_part]
+        grown = rows[radius > self.cells.radius[rows]]
+        return replace(self, strays=self.strays.union(grown.tolist())) if len(grown) else self
+
+    def query(self, vector: Tensor) -> Query:
+        """Ask about one vector (features,)."""
+        coarse, fine = (part[0] for part in self.sketch.of(vector[None]))
+        size = max(self.size, float(coarse.norm()))
+        slacks = (Slack.of(len(vector), size), Slack.of(len(vector), size, fine=True))
+        return Query(self, coarse, fine, *slacks)
+
+    def due(self, count: int) -> Callable[[Tensor, Numbers], Index] | None:
+        """What should be done in the background, now that there are `count` keys; given keys and radii."""
+        if count >= REGROW * self.made_at:
+            return Index.of
+        if count - self.sorted_rows > LATEST or len(self.strays) > STRAYS:
+            return lambda keys, radius: self.extended(keys).merged(radius)
+        return None
+
+
+@dataclass(frozen=True)
+class Query:
+    """One vector against an index. Rows and bounds are numpy.
+
+    Args:
+        index: what is asked.
+        sketch, fine: the vector's sketches.
+        slack, fine_slack: what they leave open.
+    """
+
+    index: Index
+    sketch: Tensor
+    fine: Tensor
+    slack: Slack
+    fine_slack: Slack
+
+    def may_reach(self, radius: Pages) -> Numbers:
+        """Rows among which are all whose ball may hold the vector."""
+        rows, distances = self._coarse(lambda cells: cells.reaching(self.sketch, self.slack), np.inf)
+        reach = radius.take(rows)
+        kept = distances <= self.slack(reach)
+        rows, reach = rows[kept], reach[kept]
+        return rows[self._fine(rows) <= self.fine_slack(reach)] if len(rows) else rows
+
+    def within(self, distance: float) -> tuple[Numbers, Numbers]:
+        """(rows, bounds), lowest bound first, of all that may be measured to lie within `distance`."""
+        far = self.slack(distance)
+        rows, distances = self._coarse(lambda cells: cells.near(self.sketch, far), far)
+        rows = rows[distances <= far]
+        bounds = self._fine(rows)
+        order = np.argsort(bounds, kind="stable")
+        order = order[: self.beyond(bounds[order], distance)]
+        return rows[order], bounds[order]
+
+    def beyond(self, bounds: Numbers, limit: float) -> int:
+        """How many of these bounds, lowest first, may belong to vectors within `limit`."""
+        return int(np.searchsorted(bounds, self.fine_slack(limit), side="right"))
+
+    def guess(self, count: int) -> Numbers:
+        """Some rows that most likely include the nearest."""
+        distances = self._latest_distances
+        some = np.argpartition(distances, count)[:count] if len(distances) > count else np.arange(len(distances))
+        near = some + self.index.sorted_rows
+        return near if self.index.cells is None else np.concatenate([near, self.index.cells.few(self.sketch, count)])
+
+    def _coarse(self, ask: Callable[[Cells], tuple[Numbers, Numbers]], radius: float) -> tuple[Numbers, Numbers]:
+        """(rows, distances of coarse sketches): what the cells answer, the latest rows within `radius`, the strays."""
+        near = np.flatnonzero(self._latest_distances <= radius)
+        found = [(near + self.index.sorted_rows, self._latest_distances[near])]
+        if self.index.cells is not None:
+            rows, squares = ask(self.index.cells)
+            found.append((rows, np.sqrt(squares)))
+        strays = np.fromiter(self.index.strays, np.int64)
+        if len(strays):
+            found = [(rows[kept], part[kept]) for rows, part in found for kept in [~np.isin(rows, strays)]]
+            found.append((strays, np.zeros(len(strays), np.float32)))
+        rows, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return rows, distances
+
+    def _fine(self, rows: Numbers) -> Numbers:
+        """(m,) the distances of both sketches of rows (m,) from the vector's."""
+        index, which = self.index, torch.from_numpy(rows)
+        coarse = index.sketches.view[which, :-1] - self.sketch[:-1]
+        fine = index.fine.view[which].float() - self.fine
+        square = coarse.square().sum(dim=1) + fine.square().sum(dim=1)
+        return square.sqrt().numpy()  # type: ignore[no-any-return]
+
+    @cached_property
+    def _latest_distances(self) -> Numbers:
+        """Distances of the coarse sketches that are in no cell yet."""
+        part = self.index.sketches.view[self.index.sorted_rows :]
+        if not len(part):
+            return np.empty(0, np.float32)
+        exact = torch.cdist(self.sketch[None], part, compute_mode="donot_use_mm_for_euclid_dist")
+        return exact[0].numpy()  # type: ignore[no-any-return]
+
+
+class Job:
+    """An index in the making, in a thread of its own. One that fails says so, and an index is only a cache."""
+
+    def __init__(self, make: Callable[[], Index]) -> None:
+        self.result: Future[Index | None] = Future()
+        threading.Thread(target=self._run, args=(make,), name="editable-index").start()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is done, in vain."""
+        return self.result.done() and self.result.result() is None
+
+    def _run(self, make: Callable[[], Index]) -> None:
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                self.result.set_result(make())
+        except Exception as error:
+            warnings.warn(f"The index of keys could not be made ({error!r}); lookups go on, slower.", stacklevel=2)
+            self.result.set_result(None)
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Job:
+        return self

@@ -1,0 +1,88 @@
+"""Short images of a long vector that never exaggerate a distance.
+
+A vector is moved to the sample's mean and projected onto its leading principal directions, which are orthonormal; what
+is left over counts by its norm alone. So the distance of two sketches is at most the distance of the two vectors, and
+in activation space, where few directions carry most of the variance, it is not much less. The coarse sketch takes few
+directions, the fine one goes on with many more, in bfloat16. Knows nothing of balls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COARSE = 31  # directions in a coarse sketch; one more number is the norm of the rest
+FINE = 96  # directions in a fine sketch, beyond the coarse ones; and again the norm of the rest
+SAMPLE = 4096  # vectors the directions are taken from
+UNIT = 2.0**-24  # relative error of one rounding to float32
+FINE_UNIT = 2.0**-9  # and to bfloat16
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """The map.
+
+    Args:
+        mean: (features,) float64.
+        directions: (features, directions) float64, orthonormal columns; the coarse ones first.
+    """
+
+    mean: Tensor
+    directions: Tensor
+
+    @classmethod
+    def of_sample(cls, vectors: Tensor, seed: int = 0) -> Sketch:
+        """Fit to vectors (n, features): their leading principal directions, found by subspace iteration."""
+        sample = vectors.double()
+        mean = sample.mean(dim=0)
+        centred = sample - mean
+        width = min(COARSE + FINE, *centred.shape)
+        generator = torch.Generator().manual_seed(seed)
+        basis = torch.randn(centred.shape[1], width + 8, generator=generator, dtype=torch.float64)
+        for _ in range(3):
+            basis = torch.linalg.qr(centred.T @ (centred @ basis)).Q
+        _, _, turned = torch.linalg.svd(centred @ basis, full_matrices=False)
+        return cls(mean, torch.linalg.qr(basis @ turned.T).Q[:, :width].contiguous())
+
+    @property
+    def coarse(self) -> int:
+        """Directions of a coarse sketch."""
+        return min(COARSE, self.directions.shape[1])
+
+    def of(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """The coarse sketches (n, coarse + 1) and the fine ones (n, fine + 1) of vectors (n, features), float32."""
+        centred = vectors.double() - self.mean
+        along = centred @ self.directions
+        near, far = along[:, : self.coarse], along[:, self.coarse :]
+        rest = centred.square().sum(dim=1) - near.square().sum(dim=1)
+        rests = [part.clamp_min(0).sqrt()[:, None] for part in (rest, rest - far.square().sum(dim=1))]
+        return torch.cat([near, rests[0]], dim=1).float(), torch.cat([far, rests[1]], dim=1).float()
+
+
+@dataclass(frozen=True)
+class Slack:
+    """How far apart two sketches may be measured to be, where their vectors are measured to lie within a radius.
+
+    Both measurements are float32. The one of the vectors may fall short by (features + 2) roundings, the one of the
+    sketches exceed by as many as they are wide; and the numbers of a sketch are rounded themselves.
+
+    Args:
+        stretch: the factor to the radius.
+        shift: what is added.
+    """
+
+    stretch: float
+    shift: float
+
+    @classmethod
+    def of(cls, features: int, size: float, fine: bool = False) -> Slack:
+        """For vectors (features,) whose sketches have norms of at most `size`."""
+        rounded = 2 * FINE_UNIT if fine else 0.0
+        return cls(1 + (features + 2 * (COARSE + FINE) + 8) * UNIT, (64 * UNIT + rounded) * size)
+
+    def __call__(self, radius: Any) -> Any:
+        """The bound for one radius, or for an array of them."""
+        return radius * self.stretch + self.shift
