@@ -49,6 +49,7 @@ class Entries:
         firsts: (f,) the tokens that answers begin with, sorted; those of forgotten edits may be among them.
         longest: most tokens in any answer.
         count: live edits.
+        on_disk: whether keys and values lie in files.
     """
 
     book: Codebook
@@ -58,19 +59,23 @@ class Entries:
     firsts: NDArray[np.int64]
     longest: int = 0
     count: int = 0
+    on_disk: bool = False
 
     def __len__(self) -> int:
         return self.count
 
     @classmethod
-    def empty(cls, key_width: int = 0, value_width: int = 0, device: torch.device | str = "cpu") -> Entries:
+    def empty(
+        cls, key_width: int = 0, value_width: int = 0, device: torch.device | str = "cpu", on_disk: bool = False
+    ) -> Entries:
         """No entry yet."""
         return cls(
-            Codebook.empty(key_width, device=device),
-            Rows.empty(value_width, device=device),
+            Codebook.empty(key_width, device=device, on_disk=on_disk),
+            Rows.on_disk(value_width) if on_disk else Rows.empty(value_width, device=device),
             Rows.empty(dtype=torch.long, device=device),
             Rows.empty(4, dtype=torch.long, device=device),
             np.empty(0, np.int64),
+            on_disk=on_disk,
         )
 
 
@@ -86,6 +91,9 @@ class GRACE:
             between unrelated inputs at the site.
         probability: what each answer token must reach at least when its value is learned.
         steps: most steps of learning per value.
+        store: where keys and values are held while serving. On "disk" memory takes only short sketches of the keys, and
+            the few keys that these leave in doubt are read from a temporary file: the same decisions, for models on
+            the CPU and very many edits.
     """
 
     values: Literal["per_token", "single"] = "per_token"
@@ -93,6 +101,7 @@ class GRACE:
     radius: float | None = None
     probability: float = 0.98
     steps: int = 50
+    store: Literal["memory", "disk"] = "memory"
 
     def sites(self, model: nn.Module) -> Mapping[str, Site]:
         """Role to site; see the module docstring."""
@@ -115,7 +124,7 @@ class GRACE:
 
     def empty(self) -> Entries:
         """No entry yet; widths are taken from the first patch."""
-        return Entries.empty()
+        return Entries.empty(on_disk=self.store == "disk")
 
     # Serving
 
@@ -315,7 +324,7 @@ def _insert(
 ) -> Entries:
     keys, values, answer = (patch.tensors[name] for name in ("keys", "values", "answer"))
     if len(state.spans) == 0:
-        state = Entries.empty(keys.shape[1], values.shape[1], device or "cpu")
+        state = Entries.empty(keys.shape[1], values.shape[1], device or "cpu", state.on_disk)
     span = torch.tensor([len(state.values), len(values), len(state.answers), len(answer)])
     label = tuple(answer.tolist())
     return Entries(
@@ -326,6 +335,7 @@ def _insert(
         _with_first(state.firsts, label[0]),
         max(state.longest, len(answer)),
         state.count + 1,
+        state.on_disk,
     )
 
 

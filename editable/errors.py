@@ -4,6 +4,8 @@ EditableError
 ├── SiteError            a module path that does not exist or cannot be read as rows
 ├── InputError           an edit or a call that cannot be understood
 │   └── UnknownEditError an id that was never given out, or is rolled back already
+├── DataError            a data file, a folder or a record that cannot be used
+│   └── ConflictError    two cases ask for different answers to one question
 ├── VerificationError    an edit was learned, but the model does not do what it asks
 ├── StateError           the operation does not fit the model's state (closed, compiled before attaching ...)
 ├── LogError             the log cannot be read or trusted
@@ -17,7 +19,9 @@ Every message names the thing, the value seen, what was expected, and the next s
 from editable.memory.errors import CorruptLogError, EditableError, LogError, WrongBaseError
 
 __all__ = [
+    "ConflictError",
     "CorruptLogError",
+    "DataError",
     "EditableError",
     "InputError",
     "LogError",
@@ -43,6 +47,14 @@ class UnknownEditError(InputError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError would print the repr
+
+
+class DataError(EditableError, ValueError):
+    """A data file, a folder or one of its records cannot be used; nothing of it was loaded."""
+
+
+class ConflictError(DataError):
+    """Two cases ask for different answers to one question."""
 
 
 class VerificationError(EditableError):

@@ -155,9 +155,12 @@ class Codebook:
     resolution: float = 0.05
 
     @classmethod
-    def empty(cls, features: int, resolution: float = 0.05, device: torch.device | str = "cpu") -> Codebook:
-        """A book without keys."""
-        keys, pairs = Rows.empty(features, device=device), Rows.empty(2, dtype=torch.long)
+    def empty(
+        cls, features: int, resolution: float = 0.05, device: torch.device | str = "cpu", on_disk: bool = False
+    ) -> Codebook:
+        """A book without keys. `on_disk` holds the keys in a file, and in memory only what tells which to read."""
+        keys = Rows.on_disk(features) if on_disk else Rows.empty(features, device=device)
+        pairs = Rows.empty(2, dtype=torch.long)
         return cls(keys, Columns.empty(), Names(), Names(), Names(), pairs, resolution=resolution)
 
     def __len__(self) -> int:

@@ -1,24 +1,97 @@
 """Append-only tensor rows with immutable views.
 
 A `Rows` is a shared growing buffer and a length. Appending returns a longer `Rows` over the same buffer; every older
-one keeps seeing exactly its own rows. Knows nothing of what the rows mean.
+one keeps seeing exactly its own rows. The buffer lies in memory, or in a file that the system pages in as it is read.
+Knows nothing of what the rows mean.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
+import os
+import tempfile
+import weakref
 from dataclasses import dataclass
+from typing import IO
 
+import numpy as np
 import torch
 from torch import Tensor
+
+RELEASED_BYTES = 64 << 20  # so much may be written to a file before its pages are given back to the system
+
+
+class _Ledger:
+    """Who sees what of one storage: how many rows are written, and every view there is of them."""
+
+    def __init__(self, used: int = 0) -> None:
+        self.used = used
+        self.views: weakref.WeakSet[Rows] = weakref.WeakSet()
+
+    def fits(self, length: int) -> bool:
+        """Whether a view of that length may be appended to in place: nobody sees anything behind it."""
+        if self.used != length and all(view.length <= length for view in self.views):
+            self.used = length  # what was appended to an abandoned sibling is seen by nobody any more
+        return self.used == length
 
 
 class _Buffer:
     """The shared storage behind many views. Only its owner, the one writer, appends."""
 
-    def __init__(self, data: Tensor, used: int) -> None:
+    def __init__(self, data: Tensor, ledger: _Ledger) -> None:
         self.data = data
-        self.used = used
+        self.ledger = ledger
         self.copies: dict[torch.device, tuple[int, Tensor]] = {}
+
+    def grown(self, rows: int, used: int) -> _Buffer:
+        """A larger one that begins with the same `used` rows; older views keep this one."""
+        larger = _Buffer(self.data.new_empty((rows, *self.data.shape[1:])), _Ledger(used))
+        larger.data[:used] = self.data[:used]
+        return larger
+
+    def write(self, rows: Tensor, at: int) -> None:
+        """Put rows behind everybody's view."""
+        # Through .data: views share one autograd version counter, and a reader may hold one inside a graph.
+        self.data.data[at : at + len(rows)] = rows.to(self.data.dtype)
+        self.ledger.used = at + len(rows)
+        for device, (length, copy) in list(self.copies.items()):
+            self.copies[device] = (min(length, at), copy)
+
+
+class _FileBuffer(_Buffer):
+    """The same in a temporary file, as float32; a larger one maps the same file."""
+
+    def __init__(self, shape: tuple[int, ...], file: IO[bytes], ledger: _Ledger) -> None:
+        size = 4 * math.prod(shape)
+        self.file = file
+        self.mapping = None
+        self.held_bytes = 0
+        data = torch.empty(shape)
+        if size:
+            file.truncate(max(size, file.seek(0, os.SEEK_END)))
+            self.mapping = mmap.mmap(file.fileno(), size)
+            data = torch.from_numpy(np.frombuffer(self.mapping, np.float32).reshape(shape))
+        super().__init__(data, ledger)
+
+    def grown(self, rows: int, used: int) -> _Buffer:
+        shape = (rows, *self.data.shape[1:])
+        if self.ledger.fits(used):
+            return _FileBuffer(shape, self.file, self.ledger)
+        larger = _FileBuffer(shape, _temporary(), _Ledger(used))
+        larger.data[:used] = self.data[:used]
+        return larger
+
+    def write(self, rows: Tensor, at: int) -> None:
+        super().write(rows, at)
+        self.held_bytes += rows.nbytes
+        if self.mapping is not None and self.held_bytes > RELEASED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapping.madvise(mmap.MADV_DONTNEED)  # the file has them; what is read is paged in again
+            self.held_bytes = 0
+
+
+def _temporary() -> IO[bytes]:
+    return tempfile.TemporaryFile(prefix="editable-rows-")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +101,18 @@ class Rows:
     buffer: _Buffer
     length: int
 
+    def __post_init__(self) -> None:
+        self.buffer.ledger.views.add(self)
+
     @classmethod
     def empty(cls, *shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Rows:
         """No rows yet; each row will have `shape`."""
-        return cls(_Buffer(torch.empty((0, *shape), dtype=dtype, device=device), 0), 0)
+        return cls(_Buffer(torch.empty((0, *shape), dtype=dtype, device=device), _Ledger()), 0)
+
+    @classmethod
+    def on_disk(cls, *shape: int) -> Rows:
+        """No rows yet; they will lie, as float32, in a temporary file that goes when the last view does."""
+        return cls(_FileBuffer((0, *shape), _temporary(), _Ledger()), 0)
 
     def __len__(self) -> int:
         return self.length
@@ -54,13 +135,7 @@ class Rows:
     def append(self, rows: Tensor) -> Rows:
         """A longer view; `rows` is (count, *row shape). Amortised cost: the rows themselves."""
         buffer, end = self.buffer, self.length + len(rows)
-        if buffer.used != self.length or end > len(buffer.data):
-            # Someone appended to an abandoned sibling of this view, or the buffer is full: move to a larger one.
-            # Older views keep the old buffer, so nothing they see can change.
-            data = buffer.data.new_empty((max(8, 2 * end), *buffer.data.shape[1:]))
-            data[: self.length] = self.view
-            buffer = _Buffer(data, self.length)
-        # Through .data: views share one autograd version counter, and a reader may hold one inside a graph.
-        buffer.data.data[self.length : end] = rows.to(buffer.data.dtype)
-        buffer.used = end
+        if not buffer.ledger.fits(self.length) or end > len(buffer.data):
+            buffer = buffer.grown(max(8, 2 * end), self.length)
+        buffer.write(rows, self.length)
         return Rows(buffer, end)
