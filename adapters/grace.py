@@ -30,6 +30,7 @@ from editable.inputs import Batch, Request
 from editable.learn import Capture, Probe, at_columns, shortfall
 from editable.memory.radius import Codebook, Placed
 from editable.memory.rows import Rows
+from editable.memory.sparse import SparseRows
 from editable.site import Site, block_paths, classifier_head, down_projection, find_module, writes_text
 
 RADIUS_SHARE = 0.5  # of the spread: no false fire on 800 unrelated questions, see benchmarks/locality
@@ -53,7 +54,7 @@ class Entries:
     """
 
     book: Codebook
-    values: Rows
+    values: SparseRows
     answers: Rows
     spans: Rows
     firsts: NDArray[np.int64]
@@ -71,7 +72,7 @@ class Entries:
         """No entry yet."""
         return cls(
             Codebook.empty(key_width, device=device, on_disk=on_disk),
-            Rows.on_disk(value_width) if on_disk else Rows.empty(value_width, device=device),
+            SparseRows.of(Rows.on_disk(value_width) if on_disk else Rows.empty(value_width, device=device)),
             Rows.empty(dtype=torch.long, device=device),
             Rows.empty(4, dtype=torch.long, device=device),
             np.empty(0, np.int64),
@@ -199,8 +200,14 @@ class GRACE:
 
     def forget(self, edit_ids: frozenset[str], state: Entries) -> Entries:
         """The state as if those edits had never been inserted."""
-        gone = sum(bool(state.book.rows_of(edit_id)) for edit_id in edit_ids)
-        return replace(state, book=state.book.forget(edit_ids), count=state.count - gone)
+        firsts = [rows[0] for rows in map(state.book.rows_of, edit_ids) if rows]
+        values = [np.arange(start, start + count) for start, count in state.spans.view[firsts, :2].tolist()]
+        return replace(
+            state,
+            book=state.book.forget(edit_ids),
+            values=state.values.let_go(np.concatenate([np.empty(0, np.int64), *values])),
+            count=state.count - len(firsts),
+        )
 
     def conflicts(self, edit_id: str, state: Entries) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(ids the edit superseded, ids of edits that answer otherwise and whose ball was split from its own)."""
@@ -304,7 +311,7 @@ def _write(call: Call, rows: Tensor, state: Entries) -> Tensor:
         said = _heard(call, said, offset)
         call.decide({**decision, "said": said})
         due &= offset <= _agreed(said, row, state)[:, None]
-    values = state.values.on(rows.device)[(spans[:, :1] + offset * due)]  # (batch, positions, features)
+    values = state.values.at(spans[:, :1] + offset * due)  # (batch, positions, features)
     return torch.where(due[..., None], values.to(rows.dtype), rows)
 
 
@@ -340,7 +347,7 @@ def _insert(
 
 
 def _with_keys(book: Codebook, patch: Patch, label: tuple[int, ...], placed: Sequence[Placed]) -> Codebook:
-    for index, key in enumerate(patch.tensors["keys"].to(book.keys.view.device)):
+    for index, key in enumerate(patch.tensors["keys"].to(book.keys.device)):
         book = book.add(key, label, patch.edit_id, patch.meta["radius"], placed[index] if placed else None)
     return book
 

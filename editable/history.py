@@ -6,7 +6,7 @@ Held by the log where there is one, else in memory. Knows nothing of serving.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,10 +34,8 @@ class History:
         self._listed: dict[str, Listed] = {}
         self._took_over: dict[str, list[str]] = {}  # edit id to the ids it superseded
         self.start = Snapshot()
-        if log is not None and (records := list(log.records())):
-            for record in records:
-                self._note(record)
-            self.start = self._snapshot(records)
+        if log is not None:
+            self.start = self._snapshot(self._noted(log.records()))
 
     def append(self, version: int, entries: Sequence[Entry]) -> None:
         """Keep what `version` changes; on disk, where there is a log, once this returns."""
@@ -48,6 +46,11 @@ class History:
             self._unlogged.extend(records)
         for record in records:
             self._note(record)
+
+    def _noted(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            self._note(record)
+            yield record
 
     def _note(self, record: Record) -> None:
         if record.kind == "rollback":
@@ -113,25 +116,26 @@ class History:
 
     def snapshot(self, version: int) -> Snapshot:
         """A version, built again from the records that led to it."""
-        records = [record for record in self._records() if record.version <= version]
-        return self._snapshot(records) if records else Snapshot()
+        return self._snapshot(record for record in self._records() if record.version <= version)
 
     def _records(self) -> Iterable[Record]:
         return list(self._unlogged) if self.log is None else self.log.records()
 
-    def _snapshot(self, records: Sequence[Record]) -> Snapshot:
+    def _snapshot(self, records: Iterable[Record]) -> Snapshot:
         """Everything inserted in order, then what was rolled back forgotten at once."""
         states: dict[str, Any] = {}
         gone: dict[str, set[str]] = {}
+        version = 0
         for record in records:
+            version, name = record.version, record.editor
             if record.kind == "rollback":
-                gone.setdefault(record.editor, set()).add(record.edit_id)
+                gone.setdefault(name, set()).add(record.edit_id)
                 continue
-            editor = self.editors[record.editor]
-            states[record.editor] = editor.insert(_patch(record), states.get(record.editor, editor.empty()))
+            editor = self.editors[name]
+            states[name] = editor.insert(_patch(record), states[name] if name in states else editor.empty())
         for name, ids in gone.items():
             states[name] = self.editors[name].forget(frozenset(ids), states[name])
-        return Snapshot().replace(records[-1].version, states)
+        return Snapshot().replace(version, states)
 
 
 def _patch(record: Record) -> Patch:

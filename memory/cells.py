@@ -52,7 +52,7 @@ class Cells:
     def of(cls, sketches: Tensor, radius: Numbers) -> Cells:
         """Sort sketches (rows, width) into cells; those whose radius (rows,) is negative are left out."""
         members = torch.from_numpy(np.flatnonzero(radius >= 0))
-        count = max(1, min(MOST_CELLS, round(CELLS_PER_ROOT * len(members) ** 0.5)))
+        count = min(MOST_CELLS, len(members), round(CELLS_PER_ROOT * len(members) ** 0.5))
         centres = _centres(sketches, members, count)
         empty = cls._without_members(centres)
         return empty.extended(sketches, radius)
@@ -149,6 +149,8 @@ class Cells:
 def _centres(sketches: Tensor, members: Tensor, count: int) -> Tensor:
     import faiss
 
+    if not count:
+        return torch.zeros(1, sketches.shape[1])
     width = sketches.shape[1]
     step = max(1, len(members) // (TRAINED_ON * count))
     sample = sketches[members[::step]].contiguous().numpy()

@@ -7,10 +7,7 @@ has wrong, is added to what it finds, so that decisions never depend on it. It i
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,10 +21,12 @@ from editable.memory.cells import Cells
 from editable.memory.pages import Pages
 from editable.memory.rows import Rows
 from editable.memory.sketch import SAMPLE, Sketch, Slack
+from editable.memory.sparse import SparseRows
 
 FIRST = 1024  # keys from which sketches are kept
 LATEST = 8192  # keys that may wait to be sorted into cells
-REGROW = 4  # the directions and the cells are found anew when there are so many times the keys
+REGROW = 8  # the directions and the cells are found anew when there are so many times the keys
+PENDING = 32  # keys that may wait for their sketches: together they are made faster
 STRAYS = 1024  # balls that outgrew what their cell knows, from which the cells are made anew
 CHUNK = 16384  # keys sketched at a time
 
@@ -57,10 +56,11 @@ class Index:
     made_at: int = 0
 
     @classmethod
-    def of(cls, keys: Tensor, radius: Numbers) -> Index:
+    def of(cls, keys: SparseRows, radius: Numbers) -> Index:
         """Everything anew, for keys (n, features) with these radii (n,)."""
-        step = max(1, len(keys) // SAMPLE)
-        sketch = Sketch.of_sample(keys[::step][:SAMPLE])
+        balls = np.flatnonzero(radius >= 0)
+        sample = balls[:: max(1, len(balls) // SAMPLE)][:SAMPLE]
+        sketch = Sketch.of_sample(keys.at(torch.from_numpy(sample)))
         fine = Rows.empty(sketch.directions.shape[1] - sketch.coarse + 1, dtype=torch.bfloat16)
         index = cls(sketch, Rows.empty(sketch.coarse + 1), fine, 0.0, made_at=len(keys)).extended(keys)
         return index.sorted(radius) if len(keys) > LATEST else index
@@ -73,11 +73,15 @@ class Index:
         """How many rows the cells have taken in."""
         return 0 if self.cells is None else len(self.cells)
 
-    def extended(self, keys: Tensor) -> Index:
+    def following(self, keys: SparseRows) -> Index:
+        """With sketches of the keys (n, features) that came since, once there are enough of them."""
+        return self if len(keys) - len(self) < PENDING else self.extended(keys)
+
+    def extended(self, keys: SparseRows) -> Index:
         """With sketches of the keys (n, features) that came since."""
         sketches, fine, size = self.sketches, self.fine, self.size
-        for part in keys[len(self) :].split(CHUNK) if len(keys) > len(self) else ():
-            coarse, rest = self.sketch.of(part)
+        for start in range(len(self), len(keys), CHUNK):
+            coarse, rest = self.sketch.of(keys.slice(start, min(start + CHUNK, len(keys))))
             sketches, fine = sketches.append(coarse), fine.append(rest)
             size = max(size, float(coarse.norm(dim=1).amax()))
         return replace(self, sketches=sketches, fine=fine, size=size)
@@ -92,6 +96,11 @@ class Index:
             return self.sorted(radius)
         return replace(self, cells=self.cells.extended(self.sketches.view, radius))
 
+    def taking(self, cells: Cells | None, radius: Numbers) -> Index:
+        """With other cells for the same sketches, now that the rows they know have these radii (rows,)."""
+        index = replace(self, cells=cells, strays=frozenset())
+        return index.noting(np.arange(index.sorted_rows), radius[: index.sorted_rows])
+
     def noting(self, rows: Numbers, radius: Numbers) -> Index:
         """With balls that changed: rows (m,) have these radii (m,) now."""
         sorted_part = rows < self.sorted_rows
@@ -101,19 +110,24 @@ class Index:
         grown = rows[radius > self.cells.radius[rows]]
         return replace(self, strays=self.strays.union(grown.tolist())) if len(grown) else self
 
-    def query(self, vector: Tensor) -> Query:
-        """Ask about one vector (features,)."""
+    def query(self, vector: Tensor, count: int) -> Query:
+        """Ask about one vector (features,) in a book of `count` keys."""
         coarse, fine = (part[0] for part in self.sketch.of(vector[None]))
         size = max(self.size, float(coarse.norm()))
         slacks = (Slack.of(len(vector), size), Slack.of(len(vector), size, fine=True))
-        return Query(self, coarse, fine, *slacks)
+        pending = np.arange(len(self), count)
+        known = np.fromiter(self.strays, np.int64, len(self.strays))
+        return Query(self, coarse, fine, *slacks, known, pending)
 
-    def due(self, count: int) -> Callable[[Tensor, Numbers], Index] | None:
-        """What should be done in the background, now that there are `count` keys; given keys and radii."""
+    def due(self, count: int) -> Callable[[SparseRows, Numbers], Index] | None:
+        """What should be done in the background, now that there are `count` keys; given keys and radii.
+
+        All of them must have their sketches: what appends to the rows of this index is not done in the background.
+        """
         if count >= REGROW * self.made_at:
             return Index.of
         if count - self.sorted_rows > LATEST or len(self.strays) > STRAYS:
-            return lambda keys, radius: self.extended(keys).merged(radius)
+            return lambda _keys, radius: self.merged(radius)
         return None
 
 
@@ -125,6 +139,8 @@ class Query:
         index: what is asked.
         sketch, fine: the vector's sketches.
         slack, fine_slack: what they leave open.
+        strays: rows of which the cells know too little.
+        pending: rows without sketches.
     """
 
     index: Index
@@ -132,6 +148,8 @@ class Query:
     fine: Tensor
     slack: Slack
     fine_slack: Slack
+    strays: Numbers
+    pending: Numbers
 
     def may_reach(self, radius: Pages) -> Numbers:
         """Rows among which are all whose ball may hold the vector."""
@@ -139,7 +157,8 @@ class Query:
         reach = radius.take(rows)
         kept = distances <= self.slack(reach)
         rows, reach = rows[kept], reach[kept]
-        return rows[self._fine(rows) <= self.fine_slack(reach)] if len(rows) else rows
+        near = rows[self._fine(rows) <= self.fine_slack(reach)] if len(rows) else rows
+        return np.concatenate([near, self.pending])
 
     def within(self, distance: float) -> tuple[Numbers, Numbers]:
         """(rows, bounds), lowest bound first, of all that may be measured to lie within `distance`."""
@@ -149,7 +168,8 @@ class Query:
         bounds = self._fine(rows)
         order = np.argsort(bounds, kind="stable")
         order = order[: self.beyond(bounds[order], distance)]
-        return rows[order], bounds[order]
+        unknown = np.zeros(len(self.pending), bounds.dtype)
+        return np.concatenate([self.pending, rows[order]]), np.concatenate([unknown, bounds[order]])
 
     def beyond(self, bounds: Numbers, limit: float) -> int:
         """How many of these bounds, lowest first, may belong to vectors within `limit`."""
@@ -159,7 +179,7 @@ class Query:
         """Some rows that most likely include the nearest."""
         distances = self._latest_distances
         some = np.argpartition(distances, count)[:count] if len(distances) > count else np.arange(len(distances))
-        near = some + self.index.sorted_rows
+        near = np.concatenate([some + self.index.sorted_rows, self.pending])
         return near if self.index.cells is None else np.concatenate([near, self.index.cells.few(self.sketch, count)])
 
     def _coarse(self, ask: Callable[[Cells], tuple[Numbers, Numbers]], radius: float) -> tuple[Numbers, Numbers]:
@@ -169,10 +189,9 @@ class Query:
         if self.index.cells is not None:
             rows, squares = ask(self.index.cells)
             found.append((rows, np.sqrt(squares)))
-        strays = np.fromiter(self.index.strays, np.int64)
-        if len(strays):
-            found = [(rows[kept], part[kept]) for rows, part in found for kept in [~np.isin(rows, strays)]]
-            found.append((strays, np.zeros(len(strays), np.float32)))
+        if len(self.strays):
+            found = [(rows[kept], part[kept]) for rows, part in found for kept in [~np.isin(rows, self.strays)]]
+            found.append((self.strays, np.zeros(len(self.strays), np.float32)))
         rows, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return rows, distances
 
@@ -192,27 +211,3 @@ class Query:
             return np.empty(0, np.float32)
         exact = torch.cdist(self.sketch[None], part, compute_mode="donot_use_mm_for_euclid_dist")
         return exact[0].numpy()  # type: ignore[no-any-return]
-
-
-class Job:
-    """An index in the making, in a thread of its own. One that fails says so, and an index is only a cache."""
-
-    def __init__(self, make: Callable[[], Index]) -> None:
-        self.result: Future[Index | None] = Future()
-        threading.Thread(target=self._run, args=(make,), name="editable-index").start()
-
-    @property
-    def failed(self) -> bool:
-        """Whether it is done, in vain."""
-        return self.result.done() and self.result.result() is None
-
-    def _run(self, make: Callable[[], Index]) -> None:
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                self.result.set_result(make())
-        except Exception as error:
-            warnings.warn(f"The index of keys could not be made ({error!r}); lookups go on, slower.", stacklevel=2)
-            self.result.set_result(None)
-
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Job:
-        return self

@@ -18,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from editable.memory.index import FIRST, Index, Job
+from editable.memory.background import Job
+from editable.memory.index import FIRST, Index
 from editable.memory.pages import Pages
 from editable.memory.rows import Rows
+from editable.memory.sparse import SparseRows
 
 GUESSED = 16  # keys measured first when the nearest is looked for: what they leave open is small
 AT_ONCE = 32  # keys measured after that, nearest sketch first; then twice as many, and so on
@@ -77,7 +79,6 @@ class Columns:
         radius: of its ball; -inf where it has none (absorbed, superseded or forgotten).
         initial: its initial radius.
         label, owner, space: numbers of its label, its owner and its namespace.
-        live: whether its owner is not forgotten.
         kind, nearest, distance, freed: how it was placed, see `Placed`.
     """
 
@@ -86,7 +87,6 @@ class Columns:
     label: Pages
     owner: Pages
     space: Pages
-    live: Pages
     kind: Pages
     nearest: Pages
     distance: Pages
@@ -95,26 +95,26 @@ class Columns:
     @classmethod
     def empty(cls) -> Columns:
         """No rows."""
-        types = (
-            np.float32,
-            np.float64,
-            np.int32,
-            np.int32,
-            np.int32,
-            np.bool_,
-            np.int8,
-            np.int32,
-            np.float64,
-            np.bool_,
-        )
-        return cls(*map(Pages.empty, types))
+        known = (np.float32, np.float64, np.int32, np.int32, np.int32)
+        placed = (np.int8, np.int32, np.float64, np.bool_)
+        return cls(*map(Pages.empty, (*known, *placed)))
 
     def append(self, **numbers: object) -> Columns:
         """One row longer; a number for every column."""
         return Columns(**{name: getattr(self, name).append(number) for name, number in numbers.items()})
 
+    def amend(self, radius: float, placed: Placed) -> None:
+        """Write what came of the last row, in place: for whoever has just appended it and has shown it to nobody."""
+        self.radius.amend(radius)
+        self.kind.amend(KINDS.index(placed.kind))
+        self.nearest.amend(placed.nearest)
+        self.distance.amend(placed.distance)
+        self.freed.amend(placed.freed)
+
     def with_placed(self, placed: Mapping[int, Placed]) -> Columns:
         """With rows placed otherwise."""
+        if not placed:
+            return self
         rows, ways = list(placed), placed.values()
         return replace(
             self,
@@ -130,7 +130,7 @@ class Codebook:
     """Keys with radii, labels and owners.
 
     Args:
-        keys: (n, features) every key, in order of arrival.
+        keys: (n, features) every key, in order of arrival; those of forgotten owners are let go.
         column: what is known of each.
         label_names, owner_names, space_names: what the numbers in those columns stand for.
         lost: pairs (a row that lost its place, the row that took it), in order; (k, 2).
@@ -142,7 +142,7 @@ class Codebook:
             expands reaches beyond the key it expands for; 0 is the published rule to the letter.
     """
 
-    keys: Rows
+    keys: SparseRows
     column: Columns
     label_names: Names
     owner_names: Names
@@ -151,7 +151,7 @@ class Codebook:
     widest: float = -math.inf
     any_freed: bool = False
     index: Index | None = None
-    job: Job | None = None
+    job: Job[Index] | None = None
     resolution: float = 0.05
 
     @classmethod
@@ -161,7 +161,7 @@ class Codebook:
         """A book without keys. `on_disk` holds the keys in a file, and in memory only what tells which to read."""
         keys = Rows.on_disk(features) if on_disk else Rows.empty(features, device=device)
         pairs = Rows.empty(2, dtype=torch.long)
-        return cls(keys, Columns.empty(), Names(), Names(), Names(), pairs, resolution=resolution)
+        return cls(SparseRows.of(keys), Columns.empty(), Names(), Names(), Names(), pairs, resolution=resolution)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -190,7 +190,7 @@ class Codebook:
 
     def owner(self, row: int) -> str | None:
         """A key's owner; None once forgotten."""
-        return str(self.owner_names.names[self.column.owner[row]]) if self.column.live[row] else None
+        return str(self.owner_names.names[self.column.owner[row]]) if self.keys.live[row] else None
 
     def placement(self, row: int) -> Placed:
         """What happened to a key."""
@@ -203,7 +203,7 @@ class Codebook:
         """The rows of an owner's keys; none once forgotten."""
         number = self.owner_names.numbers.get(owner)
         rows = [] if number is None else self.column.owner.where(number).tolist()
-        return [row for row in rows if self.column.live[row]]
+        return [row for row in rows if self.keys.live[row]]
 
     # Looking up
 
@@ -218,7 +218,7 @@ class Codebook:
             ball, or in one but nearer to the key of another, share is inf and row any.
         """
         queries = queries.float()
-        if len(self) == 0:
+        if len(self) == 0 or len(queries) == 0:
             none = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
             return none, torch.full_like(none, torch.inf, dtype=torch.float32)
         if self.index is None or queries.device.type != "cpu":
@@ -240,7 +240,7 @@ class Codebook:
 
     def _found(self, query: Tensor, index: Index, space: str | None) -> tuple[int, float]:
         """The same for one query (features,), where most distances need not be measured."""
-        bounds = index.query(query)
+        bounds = index.query(query, len(self))
         near = self._balls(bounds.may_reach(self.column.radius), space)
         distance, radius = self._measured(query, near), self.column.radius.take(near)
         if not (distance <= radius).any():
@@ -274,7 +274,7 @@ class Codebook:
     def _nearest_by(
         self, index: Index, query: Tensor, within: float, without: Sequence[int], space: str | None
     ) -> tuple[int, float]:
-        bounds = index.query(query)
+        bounds = index.query(query, len(self))
         guessed = self._balls(bounds.guess(GUESSED), space, without)
         least = float(self._measured(query, guessed).min(initial=np.inf))
         if min(least, within) == math.inf:
@@ -302,7 +302,7 @@ class Codebook:
 
     def _measured(self, query: Tensor, rows: Numbers) -> Numbers:
         """(m,) distances of query (features,) to the keys of rows (m,)."""
-        keys = self.keys.view[torch.from_numpy(rows).to(self.keys.view.device)]
+        keys = self.keys.at(torch.from_numpy(rows).to(self.keys.device))
         return _distances(query[None].to(keys.device), keys)[0].cpu().numpy()  # type: ignore[no-any-return]
 
     def _radius_on(self, device: torch.device, space: str | None) -> Tensor:
@@ -313,7 +313,7 @@ class Codebook:
 
     @cached_property
     def _radius_tensor(self) -> Tensor:
-        return self.radii.to(self.keys.view.device)
+        return self.radii.to(self.keys.device)
 
     # Changing
 
@@ -331,7 +331,12 @@ class Codebook:
         GRACE's rule (section 3.2 of the paper), among the keys of its namespace, except that labels are compared
         exactly, that a key at the place of another one supersedes it instead of leaving both unreachable, that a split
         never enlarges the older ball, and that keys which lose the ball that had absorbed them get one of their own.
+
+        Raises:
+            ValueError: the key has NaN or infinite features.
         """
+        if not bool(key.isfinite().all()):
+            raise ValueError(f"The key of {owner!r} has NaN or infinite features, expected finite ones.")
         book = self._renewed()
         names = {
             "label": (label, self.label_names),
@@ -341,7 +346,6 @@ class Codebook:
         column = book.column.append(
             radius=-math.inf,
             initial=radius,
-            live=True,
             kind=0,
             nearest=-1,
             distance=math.inf,
@@ -349,8 +353,8 @@ class Codebook:
             **{name: known.number(one) for name, (one, known) in names.items()},
         )
         keys = book.keys.append(key[None])
-        index = book.index and book.index.extended(keys.view)
-        fold = _Fold(replace(book, keys=keys, column=column, index=index))
+        index = book.index and book.index.following(keys)
+        fold = _Fold(replace(book, keys=keys, column=column, index=index), fresh=len(book))
         fold.enter(len(book), placed)
         return fold.book()
 
@@ -363,7 +367,7 @@ class Codebook:
         gone = {row for owner in owners for row in self.rows_of(owner)}
         if not gone:
             return self
-        left = replace(self, column=replace(self.column, live=self.column.live.put(sorted(gone), False)))
+        left = replace(self, keys=self.keys.let_go(np.array(sorted(gone))))
         parted = self._parted_by(gone)
         if parted is None or not left._stand_alone(gone, parted):
             return left._replayed()
@@ -402,7 +406,7 @@ class Codebook:
         """Rows of remaining keys that were placed by looking at this one."""
         pairs = self.lost.view
         takers = pairs[pairs[:, 0] == row, 1].tolist() if len(pairs) else []
-        return [one for one in {*self.column.nearest.where(row).tolist(), *takers} if self.column.live[one]]
+        return [one for one in {*self.column.nearest.where(row).tolist(), *takers} if self.keys.live[one]]
 
     def _stays(self, row: int, wider: float) -> bool:
         """Whether a key is placed as it was if the ball nearest to it was up to `wider` when it came."""
@@ -426,7 +430,7 @@ class Codebook:
         pairs = Rows.empty(2, dtype=torch.long)
         blank = replace(self, column=column, lost=pairs, widest=-math.inf, any_freed=False)
         fold = _Fold(blank, before=self)
-        for row in np.flatnonzero(self.column.live.array()).tolist():
+        for row in np.flatnonzero(self.keys.live.array()).tolist():
             fold.enter(row, fold.placed_anew(row))
         return fold.book()
 
@@ -434,31 +438,35 @@ class Codebook:
 
     def settled(self) -> Codebook:
         """The book once everything that is done in the background is done: the same decisions, faster."""
-        book = self._renewed()
-        while book.job is not None and not book.job.failed:
-            book.job.result.result()  # waits
+        book = replace(self, keys=self.keys.settled())._renewed()
+        while book.job is not None and book.job.wait() is not None:
             book = book._renewed()
         return book
 
     def _renewed(self) -> Codebook:
-        """With the index that a job has made, if it is done; and with a job, if one is due."""
-        if self.job is not None and (self.job.failed or not self.job.result.done()):
-            return self  # a job that failed is kept, so that it is not tried again with every key
-        book = self if self.job is None else self._adopting(self.job.result.result())
-        if book.keys.view.device.type != "cpu":
+        """With the index that was made, if one is done; and with one in the making, if it is due."""
+        made = None if self.job is None else self.job.made
+        if self.job is not None and made is None:
+            return self  # not done yet; or in vain, and then it is not tried again with every key
+        book = self if made is None else self._adopting(made)
+        if book.keys.device.type != "cpu":
             return book
-        due = Index.of if book.index is None and len(book) >= FIRST else book.index and book.index.due(len(book))
+        if book.index is None:
+            due = Index.of if len(book) >= FIRST else None
+        elif due := book.index.due(len(book)):
+            book = replace(book, index=book.index.extended(book.keys))
+            due = book.index.due(len(book))
         if due is None:
             return book
-        keys, radius, make = book.keys.view, book.column.radius.array(), due
-        return replace(book, job=Job(lambda: make(keys, radius)))
+        keys, radius, make = book.keys, book.column.radius.array(), due
+        return replace(book, job=Job("index of keys", lambda: make(keys, radius)))
 
-    def _adopting(self, index: Index | None) -> Codebook:
-        assert index is not None
-        index = index.extended(self.keys.view)
-        rows = np.arange(index.sorted_rows)
-        index = replace(index, strays=frozenset()).noting(rows, self.column.radius.array()[: len(rows)])
-        return replace(self, index=index, job=None)
+    def _adopting(self, index: Index) -> Codebook:
+        if self.index is not None and index.sketch is self.index.sketch:
+            later = self.index  # the same sketches, and more of them
+        else:
+            later = index.following(self.keys)
+        return replace(self, index=later.taking(index.cells, self.column.radius.array()), job=None)
 
     def with_radii(self, radius: dict[int, float]) -> Codebook:
         """With other radii in some rows."""
@@ -488,11 +496,13 @@ class _Fold:
     Args:
         book: what is there already.
         before: in a replay, the book as it was, which tells how each key was placed.
+        fresh: the row that was appended last and that nobody has seen yet; -1 where there is none.
     """
 
-    def __init__(self, book: Codebook, before: Codebook | None = None) -> None:
+    def __init__(self, book: Codebook, before: Codebook | None = None, fresh: int = -1) -> None:
         self.source = book
         self.before = before
+        self.fresh = fresh
         self.radius: dict[int, float] = {}  # what has changed since `source`
         self.placed: dict[int, Placed] = {}
         self.pairs: list[tuple[int, int]] = []
@@ -505,11 +515,11 @@ class _Fold:
 
     def book(self) -> Codebook:
         """What has come of it."""
+        if self.fresh >= 0:
+            self.source.column.amend(self.radius.pop(self.fresh, -math.inf), self.placed.pop(self.fresh))
         book = self.source.with_radii(self.radius)
-        if not self.placed and not self.pairs:
-            return book
         lost = book.lost.append(torch.tensor(self.pairs)) if self.pairs else book.lost
-        freed = book.any_freed or any(one.freed for one in self.placed.values())
+        freed = book.any_freed or any(one.freed for one in self.placed.values())  # a fresh key never is
         return replace(
             book, column=book.column.with_placed(self.placed), lost=lost, any_freed=freed, widest=self.widest
         )
@@ -598,23 +608,24 @@ class _Fold:
         balls = [new for new in earlier if self._radius(new) >= 0]
         if not balls:
             return float("inf")
-        keys = self.source.keys.view
-        return float((keys[balls] - keys[row]).norm(dim=1).amin())
+        keys = self.source.keys.at(torch.tensor([row, *balls], device=self.source.keys.device))
+        return float((keys[1:] - keys[0]).norm(dim=1).amin())
 
     def _nearest(self, row: int, without: Sequence[int], within: float = 0.0) -> tuple[int, float]:
         """The nearest ball, if it is near enough to matter, or `within` that distance."""
+        fresh = {row: radius for row, radius in self.radius.items() if row == self.fresh}
         book = self.source = self.source.with_radii(self.radius)
-        self.radius = {}
+        self.radius = fresh
         within = max(within, self._initial(row) + max(self.widest, 0.0))
         space = str(book.space_names.names[book.column.space[row]])
-        return book.nearest(book.keys.view[row], within, without, space)
+        return book.nearest(book.keys.slice(row, row + 1)[0], within, without, space)
 
     def _absorbed_by(self, host: int) -> Iterator[int]:
         """Rows of remaining keys that the ball of `host` absorbed, in order of arrival."""
         known = (row for row in self.source.column.nearest.where(host).tolist() if row < self.entered)
         for row in sorted({*known, *(row for row, placed in self.placed.items() if placed.nearest == host)}):
             placed = self._placed_now(row)
-            if placed.kind in ABSORBED and placed.nearest == host and self.source.column.live[row] and not placed.freed:
+            if placed.kind in ABSORBED and placed.nearest == host and self.source.keys.live[row] and not placed.freed:
                 yield row
 
     def _free_absorbed(self, host: int) -> None:

@@ -114,6 +114,13 @@ class Rows:
         """No rows yet; they will lie, as float32, in a temporary file that goes when the last view does."""
         return cls(_FileBuffer((0, *shape), _temporary(), _Ledger()), 0)
 
+    def like(self) -> Rows:
+        """No rows yet, of the same kind and in the same kind of place."""
+        shape = self.buffer.data.shape[1:]
+        if isinstance(self.buffer, _FileBuffer):
+            return Rows.on_disk(*shape)
+        return Rows.empty(*shape, dtype=self.buffer.data.dtype, device=self.buffer.data.device)
+
     def __len__(self) -> int:
         return self.length
 

@@ -53,14 +53,14 @@ def state():
 
 before = state()
 sys.meta_path.insert(0, Watch)
-names = ["editable", "editable.adapters", "editable.memory"]  # three folders side by side
+names = ["editable", "editable.adapters", "editable.memory", "editable.benchmarks"]  # folders side by side
 for room in tuple(names):
     found = pkgutil.walk_packages(importlib.import_module(room).__path__, room + ".")
     names += [module.name for module in found if not module.name.endswith("__main__")]
 for name in names:
     importlib.import_module(name)
 after = state()
-brought = sorted({"peft", "faiss", "sentence_transformers"} & set(sys.modules))
+brought = sorted({"peft", "faiss", "sentence_transformers", "PIL", "datasets", "matplotlib"} & set(sys.modules))
 changed = [name for name in before if before[name] != after[name]]
 print(json.dumps({"changed": changed, "asked": asked, "brought": brought, "names": names}))
 """
