@@ -59,8 +59,7 @@ class Cells:
 
     @classmethod
     def _without_members(cls, centres: Tensor) -> Cells:
-        import faiss
-
+        faiss = _faiss()
         count, width = centres.shape
         quantizer = faiss.IndexFlatL2(width)
         quantizer.add(centres.numpy())
@@ -79,8 +78,7 @@ class Cells:
 
         sketches (rows, width) and radius (rows,) are of all rows, those known already included.
         """
-        import faiss
-
+        faiss = _faiss()
         known = len(self)
         new = torch.from_numpy(np.flatnonzero(radius[known:] >= 0) + known)
         members = sketches[new].contiguous()
@@ -113,8 +111,7 @@ class Cells:
 
     def few(self, query: Tensor, count: int, cells: int = 4) -> Numbers:
         """Some rows that lie near query (width,), most likely the nearest among them; a guess."""
-        import faiss
-
+        faiss = _faiss()
         parameters = faiss.SearchParametersIVF(nprobe=cells)
         _, rows = self.lists.search(query[None].numpy(), count, params=parameters)
         return rows[0][rows[0] >= 0]  # type: ignore[no-any-return]
@@ -129,8 +126,7 @@ class Cells:
         return cells[box <= (reach[cells] if isinstance(reach, Tensor) else reach)]
 
     def _scanned(self, query: Tensor, kept: Tensor, radius: float) -> tuple[Numbers, Numbers]:
-        import faiss
-
+        faiss = _faiss()
         cells = kept.numpy()
         if not len(cells):
             return np.empty(0, np.int64), np.empty(0, np.float32)
@@ -147,14 +143,12 @@ class Cells:
 
 
 def _centres(sketches: Tensor, members: Tensor, count: int) -> Tensor:
-    import faiss
-
     if not count:
         return torch.zeros(1, sketches.shape[1])
     width = sketches.shape[1]
     step = max(1, len(members) // (TRAINED_ON * count))
     sample = sketches[members[::step]].contiguous().numpy()
-    means = faiss.Kmeans(
+    means = _faiss().Kmeans(
         width, count, niter=5, seed=1, min_points_per_centroid=1, max_points_per_centroid=2 * TRAINED_ON
     )
     means.train(sample)
@@ -166,3 +160,10 @@ def _assigned(members: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     cells = [torch.cdist(part, centres).argmin(dim=1) for part in members.split(CHUNK)]
     cell = torch.cat(cells) if cells else torch.empty(0, dtype=torch.long)
     return cell, (members - centres[cell]).norm(dim=1)
+
+
+def _faiss() -> Any:
+    """The package, imported when it is first needed."""
+    import faiss
+
+    return faiss

@@ -119,16 +119,13 @@ class Index:
         known = np.fromiter(self.strays, np.int64, len(self.strays))
         return Query(self, coarse, fine, *slacks, known, pending)
 
-    def due(self, count: int) -> Callable[[SparseRows, Numbers], Index] | None:
-        """What should be done in the background, now that there are `count` keys; given keys and radii.
+    def due(self, count: int) -> bool:
+        """Whether it should be renewed, now that there are `count` keys."""
+        return count >= REGROW * self.made_at or count - self.sorted_rows > LATEST or len(self.strays) > STRAYS
 
-        All of them must have their sketches: what appends to the rows of this index is not done in the background.
-        """
-        if count >= REGROW * self.made_at:
-            return Index.of
-        if count - self.sorted_rows > LATEST or len(self.strays) > STRAYS:
-            return lambda _keys, radius: self.merged(radius)
-        return None
+    def renewed(self, keys: SparseRows, radius: Numbers) -> Index:
+        """Better suited to these keys, which must all have their sketches: in the background nothing is appended."""
+        return Index.of(keys, radius) if len(keys) >= REGROW * self.made_at else self.merged(radius)
 
 
 @dataclass(frozen=True)
@@ -201,7 +198,7 @@ class Query:
         coarse = index.sketches.view[which, :-1] - self.sketch[:-1]
         fine = index.fine.view[which].float() - self.fine
         square = coarse.square().sum(dim=1) + fine.square().sum(dim=1)
-        return square.sqrt().numpy()  # type: ignore[no-any-return]
+        return square.sqrt().numpy()
 
     @cached_property
     def _latest_distances(self) -> Numbers:
@@ -210,4 +207,4 @@ class Query:
         if not len(part):
             return np.empty(0, np.float32)
         exact = torch.cdist(self.sketch[None], part, compute_mode="donot_use_mm_for_euclid_dist")
-        return exact[0].numpy()  # type: ignore[no-any-return]
+        return exact[0].numpy()

@@ -303,7 +303,7 @@ class Codebook:
     def _measured(self, query: Tensor, rows: Numbers) -> Numbers:
         """(m,) distances of query (features,) to the keys of rows (m,)."""
         keys = self.keys.at(torch.from_numpy(rows).to(self.keys.device))
-        return _distances(query[None].to(keys.device), keys)[0].cpu().numpy()  # type: ignore[no-any-return]
+        return _distances(query[None].to(keys.device), keys)[0].cpu().numpy()
 
     def _radius_on(self, device: torch.device, space: str | None) -> Tensor:
         if space is None:
@@ -451,15 +451,13 @@ class Codebook:
         book = self if made is None else self._adopting(made)
         if book.keys.device.type != "cpu":
             return book
-        if book.index is None:
-            due = Index.of if len(book) >= FIRST else None
-        elif due := book.index.due(len(book)):
-            book = replace(book, index=book.index.extended(book.keys))
-            due = book.index.due(len(book))
-        if due is None:
+        keys, radius, index = book.keys, book.column.radius, book.index
+        if index is None and len(book) >= FIRST:
+            return replace(book, job=Job("index of keys", lambda: Index.of(keys, radius.array())))
+        if index is None or not index.due(len(book)):
             return book
-        keys, radius, make = book.keys, book.column.radius.array(), due
-        return replace(book, job=Job("index of keys", lambda: make(keys, radius)))
+        index = index.extended(keys)
+        return replace(book, index=index, job=Job("index of keys", lambda: index.renewed(keys, radius.array())))
 
     def _adopting(self, index: Index) -> Codebook:
         if self.index is not None and index.sketch is self.index.sketch:
@@ -551,10 +549,10 @@ class _Fold:
 
     def _radius(self, row: int) -> float:
         changed = self.radius.get(row)
-        return self.source.column.radius[row] if changed is None else changed  # type: ignore[no-any-return]
+        return float(self.source.column.radius[row]) if changed is None else changed
 
     def _initial(self, row: int) -> float:
-        return self.source.column.initial[row]  # type: ignore[no-any-return]
+        return float(self.source.column.initial[row])
 
     def _alike(self, row: int, other: int) -> bool:
         label = self.source.column.label
