@@ -86,6 +86,9 @@ class GRACE:
 
     Args:
         values: one value per answer token behind the last block, or the published single value.
+        keys: what is compared with the radius: the residual stream, or the wide input of a feed-forward's down
+            projection, as published. None takes what goes best with `values`: the residual stream after the last block
+            for values per token, the wide input for a single one.
         site: where the single value is written: a module path or glob; None chooses the down projection of a late
             block. For classifiers and per-token values the place is given by the model.
         radius: initial radius of a ball (Euclidean, in the key's space); None measures it: half the typical distance
@@ -98,6 +101,7 @@ class GRACE:
     """
 
     values: Literal["per_token", "single"] = "per_token"
+    keys: Literal["residual", "wide"] | None = None
     site: str | None = None
     radius: float | None = None
     probability: float = 0.98
@@ -108,12 +112,14 @@ class GRACE:
         """Role to site; see the module docstring."""
         if self.values == "single" and (writes_text(model) or self.site):
             path = self._published_path(model)
-            return {"key": Site(path, side="input"), "value": Site(path)}
+            before = Site(_block_of(model, path), side="input") if self.keys == "residual" else Site(path, side="input")
+            return {"key": before, "value": Site(path)}
         if not writes_text(model):
             head = Site(find_module(model, self.site) if self.site else classifier_head(model), side="input")
             return {"key": head, "value": head}
-        last = Site(find_module(model, self.site) if self.site else block_paths(model)[-1])
-        return {"key": last, "value": last}
+        last = find_module(model, self.site) if self.site else block_paths(model)[-1]
+        wide = Site(down_projection(model, last), side="input") if self.keys == "wide" else Site(last)
+        return {"key": wide, "value": Site(last)}
 
     def _published_path(self, model: nn.Module) -> str:
         if self.site:
@@ -216,6 +222,11 @@ class GRACE:
         lost = {book.owner(row) for p in placed for row in p.superseded} - {None, edit_id}
         split = {book.owner(p.nearest) for p in placed if p.kind == "split"} - {None, edit_id}
         return tuple(sorted(str(o) for o in lost)), tuple(sorted(str(o) for o in split))
+
+
+def _block_of(model: nn.Module, path: str) -> str:
+    """The block that holds the module; the module itself where none does."""
+    return next((block for block in block_paths(model) if path.startswith(f"{block}.")), path)
 
 
 def _key_columns(batch: Batch) -> Tensor | None:

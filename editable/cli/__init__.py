@@ -17,7 +17,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from editable.cli import terminal
+from editable.cli import bench, terminal
 from editable.errors import EditableError, InputError
 
 if TYPE_CHECKING:
@@ -318,3 +318,6 @@ def _print_table(
         terminal.out().print(terminal.table(headings, rows, whole))
     else:
         typer.echo("nothing to show")
+
+
+app.command(context_settings=bench.HANDED_ON, add_help_option=False)(bench.bench)

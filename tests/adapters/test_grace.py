@@ -1016,6 +1016,28 @@ def test_the_single_form_keeps_one_value_for_an_answer(loaded: Loaded, attach: A
     assert receipt.verified.reliability > 0
 
 
+@pytest.mark.parametrize(
+    ("values", "keys", "path", "side"),
+    [
+        ("per_token", None, "model.layers.2", "output"),
+        ("per_token", "residual", "model.layers.2", "output"),
+        ("per_token", "wide", "model.layers.2.mlp.down_proj", "input"),
+        ("single", None, "model.layers.1.mlp.down_proj", "input"),
+        ("single", "wide", "model.layers.1.mlp.down_proj", "input"),
+        ("single", "residual", "model.layers.1", "input"),
+    ],
+)
+def test_keys_are_read_where_they_were_asked_for(
+    loaded: Loaded, attach: Attach, values: Any, keys: Any, path: str, side: str
+) -> None:
+    editor = GRACE(values=values, keys=keys)
+    site = editor.sites(loaded.model)["key"]
+    assert (site.path, site.side) == (path, side)
+    em = attach(loaded, editor)
+    assert em.edit(one_token(loaded, 0, " west")).verified.reliability == 1
+    assert said(loaded, loaded.edited[0]).startswith(" west")
+
+
 def test_the_single_value_is_what_the_down_projection_gives(loaded: Loaded, attach: Attach) -> None:
     """At the key token of the prompt, and nowhere else."""
     path = "model.layers.1.mlp.down_proj"

@@ -60,7 +60,7 @@ for room in tuple(names):
 for name in names:
     importlib.import_module(name)
 after = state()
-brought = sorted({"peft", "faiss", "sentence_transformers", "PIL", "datasets", "matplotlib"} & set(sys.modules))
+brought = sorted({"peft", "faiss", "sentence_transformers", "datasets", "matplotlib"} & set(sys.modules))
 changed = [name for name in before if before[name] != after[name]]
 print(json.dumps({"changed": changed, "asked": asked, "brought": brought, "names": names}))
 """

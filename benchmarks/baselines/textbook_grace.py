@@ -1,4 +1,4 @@
-"""GRACE as the papers' readers would write it down, without any thought of speed: the baseline of `insertion.py`.
+"""GRACE as the paper's readers would write it down, without any thought of speed: what the editor is compared with.
 
 After Hartvigsen et al., NeurIPS 2023. One linear layer is wrapped; every edit runs 50 steps of Adam at learning rate
 1.0, from a value drawn from U[0, 1), each step a whole forward and backward of the full model; the radius is 1.0
@@ -12,12 +12,20 @@ codebook grows by appending.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+
+from editable.adapters import GRACE
+from editable.asking import Asker
+from editable.edit import Edit, ModelInput
+from editable.errors import InputError
+from editable.learn import shadow_of
+from editable.system import Answer
 
 STEPS = 50
 RATE = 1.0
@@ -170,3 +178,80 @@ class TextbookGRACE:
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
         self.book.position = None
         return logits
+
+
+@dataclass(frozen=True)
+class Textbook:
+    """The textbook loop as a baseline.
+
+    Args:
+        site: dotted path of the layer; None takes the one that the editor's published form takes.
+    """
+
+    site: str | None = None
+
+    properties: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "family": "architectural",
+            "scope": "ball around the key activation",
+            "effect": "one value at a late feed-forward",
+            "training": "none",
+        }
+    )
+
+    def on(self, model: nn.Module, tokenizer: Any) -> TextbookSystem:
+        """A module tree of its own over the same weights."""
+        return TextbookSystem(self, shadow_of(model), tokenizer)
+
+
+class TextbookSystem(Asker):
+    """Asks a model edited the textbook way: one prompt after another, since the layer is told where each one ends."""
+
+    name = "textbook_grace"
+
+    def __init__(self, options: Textbook, model: nn.Module, tokenizer: Any) -> None:
+        super().__init__(model, tokenizer)
+        if not self.reader.text or self.reader.seq2seq:
+            raise InputError(
+                f"The textbook loop was given a {type(model).__name__}, expected a decoder; choose another baseline."
+            )
+        path = GRACE(values="single", site=options.site).sites(model)["value"].path
+        self._textbook = TextbookGRACE(model, path, self.reader.end or 0)
+        self.held = 0
+
+    @property
+    def numbers(self) -> int:
+        """See `System`."""
+        book = self._textbook.book
+        return sum(tensor.numel() for tensor in (*book.keys, *book.values))
+
+    def insert(self, edits: Sequence[Edit]) -> None:
+        """See `System`."""
+        for edit in edits:
+            self._textbook.edit(*self._pair(edit.prompt, edit.target or ""))
+            self.held += 1
+
+    def _pair(self, prompt: ModelInput, target: str | int) -> tuple[Tensor, Tensor]:
+        """Prompt (1, n) and target (1, m)."""
+        return self.prompt_ids([prompt])[0][None], self.target_ids([prompt], [target])[0][None]
+
+    def reset(self) -> None:
+        """See `System`."""
+        self._textbook.book.clear()
+        self.held = 0
+
+    def forced(self, prompts: Sequence[ModelInput], targets: Sequence[str | int]) -> list[Tensor]:
+        """See `Asked`."""
+        pairs = [self._pair(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+        return [self._textbook.forced(p, answer)[0, p.shape[1] - 1 : -1].float() for p, answer in pairs]
+
+    def free(self, prompts: Sequence[ModelInput], most_tokens: Sequence[int]) -> list[Answer]:
+        """See `Asked`."""
+        ids = self.prompt_ids(prompts)
+        said = [self._textbook.free(one[None], most) for one, most in zip(ids, most_tokens, strict=True)]
+        return [self._answer(tokens.tolist()) for tokens in said]
+
+    def logits(self, prompts: Sequence[ModelInput]) -> list[Tensor]:
+        """See `Asked`."""
+        nothing = torch.empty((1, 0), dtype=torch.long)
+        return [self._textbook.forced(ids[None], nothing)[0].float() for ids in self.prompt_ids(prompts)]
