@@ -23,8 +23,8 @@ from editable.memory.rows import Rows
 from editable.memory.sketch import SAMPLE, Sketch, Slack
 from editable.memory.sparse import SparseRows
 
-FIRST = 1024  # keys from which sketches are kept
-LATEST = 8192  # keys that may wait to be sorted into cells
+FIRST = 128  # keys from which sketches are kept
+LATEST = 4096  # keys that may wait to be sorted into cells
 REGROW = 8  # the directions and the cells are found anew when there are so many times the keys
 PENDING = 32  # keys that may wait for their sketches: together they are made faster
 STRAYS = 1024  # balls that outgrew what their cell knows, from which the cells are made anew
@@ -112,9 +112,9 @@ class Index:
 
     def query(self, vector: Tensor, count: int) -> Query:
         """Ask about one vector (features,) in a book of `count` keys."""
-        coarse, fine = (part[0] for part in self.sketch.of(vector[None]))
+        coarse, fine, error = self.sketch.of_query(vector)
         size = max(self.size, float(coarse.norm()))
-        slacks = (Slack.of(len(vector), size), Slack.of(len(vector), size, fine=True))
+        slacks = (Slack.of(len(vector), size, error), Slack.of(len(vector), size, error, fine=True))
         pending = np.arange(len(self), count)
         known = np.fromiter(self.strays, np.int64, len(self.strays))
         return Query(self, coarse, fine, *slacks, known, pending)

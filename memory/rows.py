@@ -78,7 +78,8 @@ class _FileBuffer(_Buffer):
         shape = (rows, *self.data.shape[1:])
         if self.ledger.fits(used):
             return _FileBuffer(shape, self.file, self.ledger)
-        larger = _FileBuffer(shape, _temporary(), _Ledger(used))
+        ledger = _Ledger(used)
+        larger = _FileBuffer(shape, _temporary(ledger), ledger)
         larger.data[:used] = self.data[:used]
         return larger
 
@@ -90,8 +91,11 @@ class _FileBuffer(_Buffer):
             self.held_bytes = 0
 
 
-def _temporary() -> IO[bytes]:
-    return tempfile.TemporaryFile(prefix="editable-rows-")
+def _temporary(ledger: _Ledger) -> IO[bytes]:
+    """A file that has no name, and goes with the last buffer that maps it."""
+    file = tempfile.TemporaryFile(prefix="editable-rows-")  # noqa: SIM115 - it lives as long as the ledger
+    weakref.finalize(ledger, file.close)
+    return file
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +116,8 @@ class Rows:
     @classmethod
     def on_disk(cls, *shape: int) -> Rows:
         """No rows yet; they will lie, as float32, in a temporary file that goes when the last view does."""
-        return cls(_FileBuffer((0, *shape), _temporary(), _Ledger()), 0)
+        ledger = _Ledger()
+        return cls(_FileBuffer((0, *shape), _temporary(ledger), ledger), 0)
 
     def like(self) -> Rows:
         """No rows yet, of the same kind and in the same kind of place."""

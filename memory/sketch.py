@@ -8,7 +8,9 @@ directions, the fine one goes on with many more, in bfloat16. Knows nothing of b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -61,6 +63,30 @@ class Sketch:
         rests = [part.clamp_min(0).sqrt()[:, None] for part in (rest, rest - far.square().sum(dim=1))]
         return torch.cat([near, rests[0]], dim=1).float(), torch.cat([far, rests[1]], dim=1).float()
 
+    def of_query(self, vector: Tensor) -> tuple[Tensor, Tensor, float]:
+        """The coarse and the fine sketch of one vector (features,) in float32 arithmetic, which reads half as much.
+
+        The third is how far they may lie from the exact ones, for any order of summation.
+        """
+        centred = (vector.double() - self.mean).float()
+        along = centred @ self._directions
+        size, parts = float(centred.norm()), along.double().square()
+        near, far = (float(part.sum()) for part in (parts[: self.coarse], parts[self.coarse :]))
+        rests = [math.sqrt(max(size**2 - part, 0.0)) for part in (near, near + far)]
+        error = math.sqrt(len(along)) * (len(vector) + 4) * UNIT * size
+        # A leftover norm is the root of a difference, so its error grows where little is left over.
+        square = 2 * error * size + error**2 + 8 * len(vector) * UNIT * size**2
+        error += max(square / max(rest, math.sqrt(square), 1e-300) for rest in rests)
+        coarse, fine = (
+            torch.cat([part, part.new_tensor([rest])])
+            for part, rest in zip(along.split([self.coarse, len(along) - self.coarse]), rests, strict=True)
+        )
+        return coarse, fine, error
+
+    @cached_property
+    def _directions(self) -> Tensor:
+        return self.directions.float()
+
 
 @dataclass(frozen=True)
 class Slack:
@@ -78,10 +104,10 @@ class Slack:
     shift: float
 
     @classmethod
-    def of(cls, features: int, size: float, fine: bool = False) -> Slack:
-        """For vectors (features,) whose sketches have norms of at most `size`."""
+    def of(cls, features: int, size: float, error: float = 0.0, fine: bool = False) -> Slack:
+        """For vectors (features,) whose sketches have norms of at most `size`, one of them with a further error."""
         rounded = 2 * FINE_UNIT if fine else 0.0
-        return cls(1 + (features + 2 * (COARSE + FINE) + 8) * UNIT, (64 * UNIT + rounded) * size)
+        return cls(1 + (features + 2 * (COARSE + FINE) + 8) * UNIT, (64 * UNIT + rounded) * size + error)
 
     def __call__(self, radius: Any) -> Any:
         """The bound for one radius, or for an array of them."""

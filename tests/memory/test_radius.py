@@ -312,6 +312,15 @@ def test_a_key_of_large_norm_is_found_again_at_its_own_place() -> None:
     assert bool(hit.all())
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_key_that_is_no_place_is_refused(value: float) -> None:
+    """It could be found by nobody, and a NaN among the distances would hide all others."""
+    book = fed(((0.0, 0.0), "x"), features=2)
+    with pytest.raises(ValueError, match=r"^The key of 'odd' has NaN or infinite features, expected finite ones\.$"):
+        book.add(point((1.0, value)), "y", "odd", 1.0)
+    assert found(book, (0.0, 0.0)) == [0]
+
+
 def test_half_precision_queries_are_measured_in_full() -> None:
     book = fed((1.0, "x"), (1.5, "y"), radius=0.25)
     row, share = book.find(torch.tensor([[1.0], [1.5], [1.75], [1.7578125]], dtype=torch.bfloat16))
@@ -348,6 +357,116 @@ def test_two_futures_of_one_book() -> None:
     left, right = book.add(point(3.0), "y", "l", 1.0), book.add(point(-3.0), "z", "r", 1.0)
     assert found(left, 3.0, -3.0) == [1, None]
     assert found(right, 3.0, -3.0) == [None, 1]
+
+
+# -------------------------------------------------------------------------------------------------- namespaces
+
+
+def spaced(*rows: tuple[float, str, str], radius: float = 1.0) -> Codebook:
+    """A book that was given these (place, label, namespace) in order, owned by "0", "1" ... ."""
+    book = Codebook.empty(1, 0.0)
+    for index, (place, label, space) in enumerate(rows):
+        book = book.add(point(place), label, str(index), radius, space=space)
+    return book
+
+
+def found_in(book: Codebook, space: str | None, *places: float) -> list[int | None]:
+    row, share = book.find(torch.stack([point(place) for place in places]), space)
+    return [int(r) if s <= 1 else None for r, s in zip(row, share, strict=True)]
+
+
+def test_a_key_is_placed_among_those_of_its_namespace() -> None:
+    """0.5 from y in another namespace is no reason to split; at the same place nothing is superseded."""
+    book = spaced((0.0, "x", "a"), (0.5, "y", "b"), (0.0, "z", "b"), (0.0, "w", "c"))
+    assert radii(book) == pytest.approx([1.0, 0.25 - 1e-5, 0.25, 1.0])
+    assert [p.kind for p in book.placed] == ["add", "add", "split", "add"]
+    assert all(p.superseded == () for p in book.placed)
+
+
+def test_a_query_sees_its_namespace_only() -> None:
+    book = spaced((0.0, "x", "a"), (0.5, "y", "b"), (5.0, "z", "b"))
+    assert found_in(book, "a", 0.0, 0.5, 5.0) == [0, 0, None]
+    assert found_in(book, "b", 0.0, 0.5, 5.0) == [1, 1, 2]
+    assert found_in(book, "never seen", 0.0, 0.5, 5.0) == [None, None, None]
+    assert found_in(book, None, 0.0, 0.5, 5.0) == [0, 1, 2]
+    assert book.nearest(point(0.4), space="a") == (0, pytest.approx(0.4))
+    assert book.nearest(point(0.4), space="never seen") == (-1, math.inf)
+
+
+def test_without_a_namespace_a_key_is_in_the_default_one() -> None:
+    book = fed((0.0, "x")).add(point(0.5), "y", "other", 1.0, space="other")
+    assert found_in(book, "default", 0.0, 0.5) == [0, 0]
+    assert found_in(book, "other", 0.0, 0.5) == [1, 1]
+
+
+def test_forgetting_in_one_namespace_leaves_the_other_alone() -> None:
+    book = spaced((0.0, "x", "a"), (0.0, "x", "b"), (0.5, "y", "b"), (0.5, "y", "a"))
+    assert radii(book) == pytest.approx([0.25 - 1e-5, 0.25 - 1e-5, 0.25, 0.25])
+    left = book.forget(frozenset({"2"}))
+    assert radii(left) == pytest.approx([0.25 - 1e-5, 1.0, NONE, 0.25])
+    assert found_in(left, "b", 0.5) == [1]
+    assert found_in(left, "a", 0.5) == [3]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(-8, 8), st.sampled_from("xy"), st.sampled_from("ab")), min_size=1, max_size=14))
+def test_two_namespaces_are_two_books(rows: list[tuple[int, str, str]]) -> None:
+    book = spaced(*[(place / 4, label, space) for place, label, space in rows])
+    grid = [n / 8 for n in range(-20, 21)]
+    for space in "ab":
+        own = [number for number, row in enumerate(rows) if row[2] == space]
+        alone = fed(*[(rows[number][0] / 4, rows[number][1]) for number in own])
+        assert [radii(book)[number] for number in own] == radii(alone)
+        if own:
+            expected = [None if row is None else own[row] for row in found(alone, *grid)]
+            assert found_in(book, space, *grid) == expected
+
+
+# ------------------------------------------------------------------------------------------------- looking near
+
+
+def test_nearest_within_a_distance() -> None:
+    book = fed((0.0, "x"), (3.0, "y"), (10.0, "z"))
+    assert book.nearest(point(2.0)) == (1, 1.0)
+    assert book.nearest(point(2.0), within=1.0) == (1, 1.0)
+    row, distance = book.nearest(point(2.0), within=0.75)
+    assert row == -1
+    assert 0.75 < distance <= 1.0  # nobody is nearer
+    assert book.nearest(point(2.0), without=[1]) == (0, 2.0)
+    assert book.nearest(point(2.0), without=[0, 1, 2]) == (-1, math.inf)
+    assert Codebook.empty(1).nearest(point(2.0)) == (-1, math.inf)
+
+
+def test_rows_of_an_owner() -> None:
+    book = Codebook.empty(1, 0.0)
+    for place, owner in [(0.0, "a"), (5.0, "b"), (10.0, "a")]:
+        book = book.add(point(place), owner, owner, 1.0)
+    assert (book.rows_of("a"), book.rows_of("b"), book.rows_of("stranger")) == ([0, 2], [1], [])
+    left = book.forget(frozenset({"a"}))
+    assert (left.rows_of("a"), left.owners, left.owner(1)) == ([], (None, "b", None), "b")
+    assert book.rows_of("a") == [0, 2]
+
+
+def test_an_owner_that_comes_again_has_its_new_keys_only() -> None:
+    book = fed((0.0, "x")).forget(frozenset({"0"})).add(point(5.0), "y", "0", 1.0)
+    assert book.rows_of("0") == [1]
+    assert book.owners == (None, "0")
+
+
+# ------------------------------------------------------------------------------------------------ keys in a file
+
+
+def test_a_book_on_disk_decides_alike() -> None:
+    memory, disk = Codebook.empty(2, 0.05), Codebook.empty(2, 0.05, on_disk=True)
+    draw = random.Random(2)
+    for row in range(60):
+        place, label = (draw.choice(LINE), draw.choice([0.0, 0.5])), draw.choice("xyz")
+        memory, disk = (book.add(point(place), label, str(row), 1.0) for book in (memory, disk))
+    memory, disk = (book.forget(frozenset(map(str, range(0, 60, 7)))) for book in (memory, disk))
+    assert radii(memory) == radii(disk)
+    grid = torch.cartesian_prod(torch.linspace(-2, 5, 29), torch.linspace(-0.5, 2, 6))
+    for ours, theirs in zip(memory.find(grid), disk.find(grid), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 # -------------------------------------------------------------------------------------------------- forgetting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from editable.memory import rows as rows_module
 from editable.memory.rows import Rows
 
 META = torch.device("meta")
@@ -159,3 +161,109 @@ def test_any_tree_of_appends(steps: list[tuple[int, int]]) -> None:
         expected.append(expected[parent] + new)
     for rows, numbers in zip(views, expected, strict=True):
         assert torch.equal(rows.view, numbered(*numbers))
+
+
+# --- what nobody sees any more ---
+
+
+def test_an_abandoned_sibling_that_is_gone_leaves_its_room() -> None:
+    """An edit that was refused: appending again takes the same place, without a copy of everything."""
+    base = Rows.empty(2).append(numbered(1, 2))
+    refused = base.append(numbered(3))
+    place = refused.view.data_ptr()
+    del refused
+    gc.collect()
+    again = base.append(numbered(4))
+    assert again.view.data_ptr() == place
+    assert torch.equal(again.view, numbered(1, 2, 4))
+
+
+def test_a_sibling_that_somebody_still_holds_keeps_its_room() -> None:
+    base = Rows.empty(2).append(numbered(1, 2))
+    held = base.append(numbered(3))
+    again = base.append(numbered(4))
+    assert again.view.data_ptr() != held.view.data_ptr()
+    assert torch.equal(held.view, numbered(1, 2, 3))
+
+
+def test_the_copy_on_a_device_forgets_what_was_written_over() -> None:
+    base = Rows.empty(2).append(numbered(1))
+    refused = base.append(numbered(2))
+    assert refused.on(META).shape == (2, 2)
+    copies = refused.buffer.copies
+    del refused
+    gc.collect()
+    again = base.append(numbered(3))
+    assert again.buffer.copies is copies
+    assert copies[META][0] == 1  # so that the second row is copied anew
+
+
+# --- rows that lie in a file ---
+
+
+def filed(*numbers: int) -> Rows:
+    return Rows.on_disk(2).append(numbered(*numbers)) if numbers else Rows.on_disk(2)
+
+
+def test_rows_on_disk_are_the_same_rows() -> None:
+    rows, views = filed(), [filed()]
+    for n in range(70):
+        rows = rows.append(numbered(n))
+        views.append(rows)
+    assert rows.view.dtype == torch.float32
+    for length, view in enumerate(views):
+        assert torch.equal(view.view, filed(*range(length)).view)
+
+
+def test_a_larger_file_begins_with_the_same_rows_and_serves_the_older_views() -> None:
+    two = filed(1, 2)
+    many = two.append(numbered(*range(100)))
+    assert torch.equal(two.view, numbered(1, 2))
+    assert torch.equal(many.view, numbered(1, 2, *range(100)))
+
+
+def test_a_fork_on_disk_leaves_the_abandoned_sibling_alone() -> None:
+    base = filed(1, 2)
+    first, second = base.append(numbered(3)), base.append(numbered(4, 5))
+    third = base.append(numbered(*range(50)))
+    assert torch.equal(first.view, numbered(1, 2, 3))
+    assert torch.equal(second.view, numbered(1, 2, 4, 5))
+    assert torch.equal(third.view, numbered(1, 2, *range(50)))
+
+
+def test_rows_given_back_to_the_system_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "RELEASED_BYTES", 32)
+    rows = filed()
+    for n in range(60):
+        rows = rows.append(numbered(n))
+    assert rows.buffer.held_bytes <= 32  # type: ignore[attr-defined]
+    assert torch.equal(rows.view, numbered(*range(60)))
+
+
+def test_nothing_on_disk_has_no_file_to_map() -> None:
+    assert filed().view.shape == (0, 2)
+    assert filed().append(numbered()).view.shape == (0, 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9), st.booleans()), max_size=20))
+def test_any_tree_of_appends_on_disk(steps: list[tuple[int, int, bool]]) -> None:
+    """As above; and some versions are dropped on the way, whose room may be taken by others."""
+    versions: list[tuple[Rows, list[int]]] = [(filed(), [])]
+    for number, (parent, count, dropped) in enumerate(steps):
+        rows, known = versions[parent % len(versions)]
+        new = [100 * number + i for i in range(count)]
+        versions.append((rows.append(numbered(*new)), known + new))
+        del rows
+        if dropped and len(versions) > 2:
+            versions.pop(-2)
+    for rows, known in versions:
+        assert torch.equal(rows.view, numbered(*known))
+
+
+@pytest.mark.parametrize("rows", [Rows.empty(3, dtype=torch.long), Rows.on_disk(3)], ids=["memory", "disk"])
+def test_rows_like_others(rows: Rows) -> None:
+    alike = rows.append(torch.ones(4, 3)).like()
+    assert (len(alike), alike.view.shape, alike.view.dtype) == (0, (0, 3), rows.view.dtype)
+    assert type(alike.buffer) is type(rows.buffer)
+    assert alike.append(torch.full((2, 3), 7)).view.tolist() == [[7, 7, 7], [7, 7, 7]]
