@@ -43,7 +43,7 @@ def grow(em: EditableModel, count: int, rng: np.random.Generator) -> None:
     state = em._state_of(name)
     for turn in each(range(1, missing + 1), f"growing to {count} edits", missing):
         patch = moved(next(learned), f"synthetic-{count}-{turn}", rng)
-        state = em.editors[name].insert(patch, state)
+        state = em.editors[name].insert([patch], state)
         entries.append(Entry("edit", patch.edit_id, name, {}, _about(patch)))
         if turn % TOGETHER == 0 or turn == missing:
             snapshot = em._snapshot.replace(em.version + 1, {name: state})

@@ -1,165 +1,241 @@
-"""How wide may an edit's ball be? What fires that should not, and what does not that should, as the radius grows.
+"""What edits are worth, and what they cost the rest: reliability, generality, portability, locality, retention.
 
-The physics. An edit applies where the key token's activation lies within a radius of the edit's key. Distances between
-activations differ by orders of magnitude from model to model, so the radius is given as a share of the spread: the
-median distance from one unrelated prompt's activation to its nearest neighbour among some. A small ball holds the
-prompt and little else; a large one reaches rephrases, and other questions too. Where balls of different answers would
-overlap, the codebook splits the space between them, exactly as it does in service.
+The physics. Every method can make one edit stick. What tells methods apart is whether the answer also holds for other
+wordings, whether it still holds after a thousand further edits, and whether the model answers everything else with the
+very same bits. Accuracy is given twice, teacher-forced and as the exact free answer that ends by itself: the first is
+what most papers report, the second is what users get, and it is far lower.
 
-Measured for each share: what falls into any ball though no edit is about it (false fires): unrelated questions, the
-same with a question mark, whose activations lie much nearer to those of prompts that end in one, and the prompts of
-facts that were not inserted; and prompts and rephrases that fall into their own edit's ball (hits) or into another's
-(wrong). `RADIUS_SHARE` in the editor is chosen from this table: a false fire changes an answer that nobody asked to
-change, so it weighs more than a rephrase that is missed.
+Edits go in as `--protocol` says. At checkpoints (1, 10, 100, 1000 edits and the last) all edits so far are scored with
+the model as it is then, and so are unrelated texts. `--immediate N` edits, evenly chosen, are scored right after their
+insertion too. `--editor unedited` gives what the model knew before; the names of all baselines work.
 
-Output: the machine card, a table, a plot in benchmarks/results/, and one JSON document as the last line of stdout.
-Progress goes to stderr.
+Free answers are cut off a few tokens after the longest right answer. The unedited model's answers are computed once.
+What is finished is kept in a folder `unfinished` in the results, with the edits themselves, so the same command goes on
+where a killed one stopped, to the same numbers; after a complete run nothing is left there.
 
-    python benchmarks/locality.py
-    python benchmarks/locality.py --data zsre.json --unrelated nq_open.jsonl --edits 300 --questions 1000
+    editable bench locality
+    editable bench locality --editor grace --set values=single --edits 100 --batch 10
+    editable bench locality --editor grace --edits 1000 --data zsre.json --unrelated nq_open.jsonl --threads 2
+    editable bench locality --editor finetuning --set blocks=0 --edits 20 --protocol single
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
+import math
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
-import torch
-from torch import Tensor
+from editable.asking import Asker
+from editable.benchmarks import common, editors
+from editable.benchmarks.baselines import Baseline
+from editable.benchmarks.report import Plot, Report, Table, publish
+from editable.datasets.case import Case
+from editable.digest import base_digest, tokenizer_digest
+from editable.editor import Editor
+from editable.journal import Journal
+from editable.learn import shadow_of
+from editable.protocols import Order, Outcome, Protocol, key_of, run
+from editable.scoring import Base, Drift, drift_summary
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-from benchmarks import common
-from benchmarks.common import Fact, progress
-from editable.adapters import GRACE
-from editable.adapters.grace import RADIUS_SHARE
-from editable.inputs import Reader
-from editable.learn import Probe, shadow_of
-from editable.memory.radius import Codebook
+UNFINISHED = "unfinished"
+QUIET_SECONDS = 10.0
+ACCURACIES = ("success_rate", "generalization_rate", "edit_success", "portability")
+DRIFTS = ("drawdown_forced", "drawdown_exact", "bit_equal_share", "kl_nats", "agreement", "perplexity_drift")
+CONTRASTS = ("efficacy", "paraphrase", "neighbourhood", "score")
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)
-OTHERS = 300  # facts not inserted, at most
-CHUNK = 16  # prompts in one forward
+
+def options() -> ArgumentParser:
+    """The command line."""
+    parser = common.parser(__doc__, "locality")
+    parser.add_argument(
+        "--editor", default="grace", help=f"one of {', '.join(editors.editors() + editors.baselines())}"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="an option of the editor")
+    parser.add_argument("--edits", type=int, default=100, help="at most so many cases")
+    parser.add_argument("--protocol", choices=get_args(Order), default="sequential")
+    parser.add_argument("--batch", type=int, default=1, help="edits inserted together, with --protocol sequential")
+    parser.add_argument("--immediate", type=int, default=100, help="edits scored right after their insertion")
+    parser.add_argument("--questions", type=int, default=200, help="unrelated texts, at most")
+    parser.add_argument("--texts", type=int, default=0, help="texts generated for each case that has beginnings")
+    return parser
+
+
+def data(chosen: Namespace) -> list[Case]:
+    """The cases, with as many texts to be generated as was asked for."""
+    cases = common.cases(chosen, chosen.edits)
+    return [replace(case, generate=case.generate[: chosen.texts]) for case in cases]
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Key-token activations (n, features) at the site, of edits and of what no edit is about, and the site's spread."""
+class Plan:
+    """What is measured, and where what is finished of it is kept.
 
-    prompts: Tensor
-    rephrases: Tensor
-    unrelated: Mapping[str, Tensor]
-    spread: float
+    Args:
+        method: the editor or baseline, configured.
+        protocol: how edits go in.
+        key: digest of everything that the numbers depend on.
+        kept: path of the files for a run to go on with, without their endings.
+    """
 
+    method: Editor | Baseline
+    protocol: Protocol
+    key: str
+    kept: Path
 
-def probe_of(model: Any, tokenizer: Any) -> Probe:
-    """What editors learn with, hence the very activations they see, the spread's reference prompts included."""
-    reference = resources.files("editable").joinpath("reference.txt").read_text().splitlines()
-    shadow = shadow_of(model)
-    return Probe(shadow, Reader(shadow, tokenizer), reference)
-
-
-def activations(
-    probe: Probe, editor: GRACE, facts: Sequence[Fact], unrelated: Mapping[str, Sequence[str]]
-) -> Activations:
-    """What the base model shows for every text."""
-    site = editor.sites(probe.model)["key"]
-
-    def of(texts: Sequence[str]) -> Tensor:
-        parts = []
-        for start in range(0, len(texts), CHUNK):
-            parts.append(probe.keys([probe.reader.arguments(t) for t in texts[start : start + CHUNK]], site))
-        progress(f"{len(texts)} texts read at {site.path}")
-        return torch.cat(parts)
-
-    prompts, rephrases = of([f.prompt for f in facts]), of([f.rephrase for f in facts])
-    return Activations(prompts, rephrases, {n: of(texts) for n, texts in unrelated.items()}, probe.spread(site))
+    def clear(self) -> None:
+        """Remove those files, now that there are results."""
+        for path in self.kept.parent.glob(f"{self.kept.name}.*"):
+            path.unlink()
+        if self.kept.parent.is_dir() and not any(self.kept.parent.iterdir()):
+            self.kept.parent.rmdir()
 
 
-def book_of(prompts: Tensor, facts: Sequence[Fact], radius: float) -> Codebook:
-    """The codebook that inserting all facts leads to."""
-    book = Codebook.empty(prompts.shape[1])
-    for index, (key, fact) in enumerate(zip(prompts, facts, strict=True)):
-        book = book.add(key, fact.target, str(index), radius)
-    return book
+def plan(chosen: Namespace, model: Any, tokenizer: Any, cases: Sequence[Case], unrelated: Sequence[str]) -> Plan:
+    """What the options ask for."""
+    found = editors.method(chosen.editor, editors.given(chosen.set))
+    protocol = Protocol(chosen.protocol, chosen.batch, chosen.immediate, seed=chosen.seed)
+    about = {"protocol": asdict(protocol), "editor": [chosen.editor, asdict(found)], "threads": chosen.threads}  # type: ignore[call-overload]
+    key = key_of(cases, unrelated, **about, base=base_digest(model), tokenizer=tokenizer_digest(tokenizer))
+    return Plan(found, protocol, key, chosen.results / UNFINISHED / f"locality-{key[:16]}")
 
 
-def row(found: Activations, facts: Sequence[Fact], portion: float) -> dict[str, Any]:
-    """One line of the table."""
-    book = book_of(found.prompts, facts, portion * found.spread)
-    prompts, rephrases = (_landed(book, keys, facts) for keys in (found.prompts, found.rephrases))
-    return {
-        "radius_share_of_spread": portion,
-        **{f"{n}_fire_share": float((book.find(keys)[1] <= 1).float().mean()) for n, keys in found.unrelated.items()},
-        "prompt_hit_share": prompts[0],
-        "rephrase_hit_share": rephrases[0],
-        "rephrase_wrong_share": rephrases[1],
-        "split_balls": sum(placed.kind == "split" for placed in book.placed),
-    }
+def measured(
+    made: Plan, name: str, model: Any, tokenizer: Any, cases: Sequence[Case], unrelated: Sequence[str]
+) -> Outcome:
+    """The outcome, of parts that are finished already and of what is missing."""
+    journal = Journal(made.kept.with_suffix(".jsonl"), made.key)
+    base = Base(Asker(shadow_of(model), tokenizer), [text for case in cases for text in case.reference])
+    with editors.attached(name, made.method, model, tokenizer, made.kept.with_suffix(".db")) as system:
+        return run(system, cases, base, made.protocol, unrelated, journal, paced(common.note))
 
 
-def _landed(book: Codebook, keys: Tensor, facts: Sequence[Fact]) -> tuple[float, float]:
-    """Shares of keys in a ball that gives their own answer, and in one that gives another."""
-    nearest, share = book.find(keys)
-    hit = share <= 1
-    right = torch.tensor([book.labels[int(n)] == fact.target for n, fact in zip(nearest, facts, strict=True)])
-    return float((hit & right).float().mean()), float((hit & ~right).float().mean())
+def paced(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Pass on one message every few seconds."""
+    last = [float("-inf")]
+
+    def told(text: str) -> None:
+        if time.monotonic() - last[0] > QUIET_SECONDS:
+            tell(text)
+            last[0] = time.monotonic()
+
+    return told
 
 
-def draw(form: str, rows: Sequence[dict[str, Any]]) -> Callable[[Any], None]:
-    """Shares against the radius."""
+# --- showing ---
 
-    def plot(axes: Any) -> None:
-        shares = [one["radius_share_of_spread"] for one in rows]
-        for name in (name for name in rows[0] if name.endswith("_share") and name != "prompt_hit_share"):
-            axes.plot(shares, [one[name] for one in rows], marker="o", label=name.replace("_", " "))
-        axes.axvline(RADIUS_SHARE, color="black", ls=":", label="the editor's default")
-        axes.set_xlabel("radius / spread of unrelated prompts")
+
+def tables(outcome: Outcome, what: str) -> list[Table]:
+    """Accuracies, locality, and both after each checkpoint."""
+    made = [_accuracy_table(outcome, what), _drift_table(outcome)]
+    if outcome.checkpoints:
+        made.append(_retention_table(outcome))
+    final = outcome.final.summary()
+    if final["counterfact_efficacy"] is not None:
+        magnitudes = [final[f"counterfact_{name}_magnitude"] for name in CONTRASTS[:3]]
+        row: list[object] = ["", *(final[f"counterfact_{name}"] for name in CONTRASTS), *magnitudes]
+        title = "the new answer against the one it replaces (CounterFact's metrics)"
+        made.append(Table(title, ("", "ES", "PS", "NS", "score", "EM", "PM", "NM"), [row]))
+    if final["fluency_bits"] is not None:
+        row = ["", final["fluency_bits"], final["consistency"]]
+        made.append(Table("generated texts", ("", "fluency, bits", "consistency"), [row]))
+    return made
+
+
+def _accuracy_table(outcome: Outcome, what: str) -> Table:
+    final, at_once = outcome.final.summary(), outcome.immediate.summary()
+    sampled = len(outcome.immediate.cases)
+    rows = [
+        [name.replace("_", " "), *(by[f"{name}_{form}"] for by in (final, at_once) for form in ("forced", "exact"))]
+        for name in ACCURACIES
+    ]
+    header = ("", "forced", "exact, stops", f"right after ({sampled} edits), forced", "exact, stops")
+    return Table(f"{what}; accuracy with the final model", header, rows)
+
+
+def _drift_table(outcome: Outcome) -> Table:
+    own = [drift for case in outcome.final.cases for drift in case.locality]
+    groups: dict[str, Sequence[Drift]] = {"the cases' own locality inputs": own}
+    kinds = sorted({drift.kind for drift in own})
+    groups |= {f"  {kind}": [d for d in own if d.kind == kind] for kind in kinds if len(kinds) > 1}
+    if outcome.checkpoints:
+        groups["unrelated texts"] = outcome.checkpoints[-1].unrelated
+    rows = [[name, len(found), *(drift_summary(found)[key] for key in DRIFTS)] for name, found in groups.items()]
+    header = ("", "inputs", "drawdown, forced", "exact", "bit-equal", "KL, nats", "same token", "perplexity ratio")
+    return Table("locality: what became of inputs that no edit is about", header, rows)
+
+
+def _retention_table(outcome: Outcome) -> Table:
+    rows = []
+    for checkpoint in outcome.checkpoints:
+        cases, unrelated = checkpoint.scores.summary(), drift_summary(checkpoint.unrelated)
+        rates = [cases[f"{name}_{form}"] for name in ACCURACIES[:3] for form in ("forced", "exact")]
+        drift = [unrelated[name] for name in ("bit_equal_share", "kl_nats", "perplexity_drift")]
+        rows.append([checkpoint.edits, *rates, cases["bit_equal_share"], *drift])
+    names = [f"{name}, {form}" for name in ("SRR", "GRR", "ESR") for form in ("forced", "exact")]
+    header = ("edits", *names, "own bit-equal", "unrelated bit-equal", "KL, nats", "perplexity ratio")
+    return Table("retention: all edits so far, under the model at that point", header, rows)
+
+
+def draw(outcome: Outcome) -> Callable[[Axes], None]:
+    """The retention curve."""
+
+    def plot(axes: Axes) -> None:
+        edits = [checkpoint.edits for checkpoint in outcome.checkpoints]
+        summaries = [checkpoint.scores.summary() for checkpoint in outcome.checkpoints]
+        for name in ("success_rate", "generalization_rate"):
+            for form, line in (("forced", "--"), ("exact", "-")):
+                shares = _plotted(one[f"{name}_{form}"] for one in summaries)
+                axes.plot(edits, shares, line, marker="o", label=f"{name.replace('_', ' ')}, {form}")
+        equal = _plotted(drift_summary(checkpoint.unrelated)["bit_equal_share"] for checkpoint in outcome.checkpoints)
+        axes.plot(edits, equal, ":", marker="s", label="unrelated texts bit-equal")
+        axes.set_xscale("log")
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("edits so far")
         axes.set_ylabel("share")
-        axes.set_title(f"Which inputs fall into an edit's ball ({form})")
+        axes.set_title("Retention: all edits so far, under the model at that point")
         axes.legend(fontsize="small")
 
     return plot
 
 
-def options() -> argparse.Namespace:
-    """The command line."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--edits", type=int, default=300, help="facts inserted, at most half of what there is")
-    parser.add_argument("--questions", type=int, default=1000)
-    return parser.parse_args()
+def _plotted(values: Iterable[float | None]) -> list[float]:
+    """What is missing leaves a gap in the line."""
+    return [math.nan if value is None else value for value in values]
 
 
-def main() -> None:
-    """Measure and show, for both places where the editor reads its keys."""
-    chosen = options()
+def timing(outcome: Outcome, whole_seconds: float) -> dict[str, Any]:
+    """What does not repeat."""
+    inserted = sum(outcome.insert_seconds)
+    per_edit = inserted / max(len(outcome.final.cases), 1)
+    return {"insert_seconds": inserted, "insert_seconds_per_edit": per_edit, "this_process_seconds": whole_seconds}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Insert, score, show."""
+    chosen = options().parse_args(argv)
+    start = time.perf_counter()
     model, tokenizer = common.prepare(chosen)
     card = common.machine_card(model)
-    common.print_card(card)
-    everything = common.load_facts(chosen.data)
-    edits = min(chosen.edits, len(everything) // 2)
-    facts, others = everything[:edits], everything[edits : edits + OTHERS]
-    questions = common.load_questions(chosen.unrelated, chosen.questions)
-    marked = [question.rstrip("?") + "?" for question in questions]
-    unrelated = {"questions": questions, "marked": marked, "other_facts": [fact.prompt for fact in others]}
-    forms: dict[str, Any] = {}
-    for form, editor in (("per_token", GRACE()), ("single", GRACE(values="single"))):
-        found = activations(probe_of(model, tokenizer), editor, facts, unrelated)
-        rows = [row(found, facts, portion) for portion in SHARES]
-        counted = f"{len(facts)} edits, {len(questions)} questions, {len(others)} other facts"
-        title = f"{form}: {counted}, spread {found.spread:.3f}"
-        common.print_table(title, ("radius/spread", *list(rows[0])[1:]), [list(one.values()) for one in rows])
-        image = common.plot(chosen.results / f"locality_{form}.png", draw(form, rows))
-        forms[form] = {"spread_l2": found.spread, "edits": len(facts), "questions": len(questions), "rows": rows}
-        forms[form]["other_facts"] = len(others)
-        forms[form]["plot"] = image
-    document = {"benchmark": "locality", "machine": card, "options": common.given(chosen)}
-    common.print_json({**document, "radius_share_default": RADIUS_SHARE, "forms": forms})
+    cases, unrelated = data(chosen), common.unrelated(chosen, chosen.questions)
+    planned = plan(chosen, model, tokenizer, cases, unrelated)
+    outcome = measured(planned, chosen.editor, model, tokenizer, cases, unrelated)
+    order = f"{chosen.protocol}, {chosen.batch} at a time" if chosen.protocol == "sequential" else chosen.protocol
+    made = tables(outcome, f"{len(cases)} edits, {order}, {chosen.editor}")
+    seconds = timing(outcome, time.perf_counter() - start)
+    made.append(Table("time", ("", "seconds"), [[name, value] for name, value in seconds.items()]))
+    quality: Mapping[str, Any] = {"edits": len(cases), "numbers_held": outcome.numbers, **outcome.summary()}
+    plots = [Plot("retention", draw(outcome))] if outcome.checkpoints else []
+    publish(
+        Report("locality", card, common.given(chosen), quality, seconds, made, plots), chosen.results, chosen.against
+    )
+    planned.clear()
 
 
 if __name__ == "__main__":

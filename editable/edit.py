@@ -5,6 +5,7 @@ Knows nothing of models, hooks or methods: plain immutable values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -105,12 +106,17 @@ class Patch:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
         object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
-        bad = [name for name, t in self.tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        bad = [name for name, t in self.tensors.items() if t.is_floating_point() and not _finite(t)]
         if bad:
             raise InputError(
                 f"Patch of edit {self.edit_id!r} has NaN or infinite values in {bad}, expected finite numbers; "
                 "learn the edit again, or drop it."
             )
+
+
+def _finite(tensor: Tensor) -> bool:
+    # A finite sum tells at once; one that is not may also have overflowed.
+    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,8 @@ class Editor(Protocol):
         """Learn a batch of edits: the state that holds them all, and one patch each, in order."""
         ...
 
-    def insert(self, patch: Patch, state: Any) -> Any:
-        """The state with a patch learned earlier; the same patches in the same order give the same state."""
+    def insert(self, patches: Sequence[Patch], state: Any) -> Any:
+        """The state with patches learned earlier, in order; the same in the same order give the same state."""
         ...
 
     def forget(self, edit_ids: frozenset[str], state: Any) -> Any:

@@ -18,6 +18,8 @@ from editable.memory.log import Entry, Log, Record
 from editable.pack import Packed
 from editable.snapshot import Snapshot
 
+TOGETHER = 256  # records read before their edits are inserted in one go
+
 
 class History:
     """What was inserted and rolled back, in order. One writer; readers may look at any time.
@@ -126,16 +128,27 @@ class History:
         states: dict[str, Any] = {}
         gone: dict[str, set[str]] = {}
         version = 0
-        for record in records:
-            version, name = record.version, record.editor
-            if record.kind == "rollback":
-                gone.setdefault(name, set()).add(record.edit_id)
-                continue
+        for name, some in self._runs(records):
+            version = some[-1].version
+            gone.setdefault(name, set()).update(record.edit_id for record in some if record.kind == "rollback")
+            patches = [_patch(record) for record in some if record.kind == "edit"]
             editor = self.editors[name]
-            states[name] = editor.insert(_patch(record), states[name] if name in states else editor.empty())
+            states[name] = editor.insert(patches, states[name] if name in states else editor.empty())
         for name, ids in gone.items():
             states[name] = self.editors[name].forget(frozenset(ids), states[name])
         return Snapshot().replace(version, states)
+
+    @staticmethod
+    def _runs(records: Iterable[Record]) -> Iterator[tuple[str, list[Record]]]:
+        """Records of one editor that come one after another, at most TOGETHER of them."""
+        some: list[Record] = []
+        for record in records:
+            if some and (record.editor != some[0].editor or len(some) == TOGETHER):
+                yield some[0].editor, some
+                some = []
+            some.append(record)
+        if some:
+            yield some[0].editor, some
 
 
 def _patch(record: Record) -> Patch:

@@ -326,7 +326,7 @@ class EditableModel:
                 meta = {k: v for k, v in one.patch.meta.items() if k != "placed"}
                 patch = replace(one.patch, meta=meta)
                 state = states.get(one.editor, self.editors[one.editor].empty())
-                states[one.editor] = self.editors[one.editor].insert(patch, state)
+                states[one.editor] = self.editors[one.editor].insert([patch], state)
                 superseded, _ = self.editors[one.editor].conflicts(patch.edit_id, states[one.editor])
                 about = {"request": dict(one.request), "patch": meta, "superseded": list(superseded)}
                 entries.append(Entry("edit", patch.edit_id, one.editor, patch.tensors, about))

@@ -64,25 +64,33 @@ class Pages:
         row %= self.length
         return self.pages[row // PAGE].data[row % PAGE].item()
 
-    def append(self, number: object) -> Pages:
-        """One row longer."""
+    def append(self, *numbers: Any) -> Pages:
+        """So many rows longer."""
+        column, start = self, 0
+        while start < len(numbers):
+            column, start = column._filled(numbers, start)
+        return column
+
+    def _filled(self, numbers: Sequence[Any], start: int) -> tuple[Pages, int]:
+        """With those of `numbers` from `start` on that the last page has room for, and where that ends."""
         index, place = divmod(self.length, PAGE)
+        count = min(PAGE - place, len(numbers) - start)
         pages = self.pages
         if index == len(pages):
-            pages = (*pages, _Page(np.empty(16 if index == 0 else PAGE, self.dtype), 0))
+            pages = (*pages, _Page(np.empty(max(16, count) if index == 0 else PAGE, self.dtype), 0))
         page = pages[index]
-        if page.used != place or place == len(page.data):
+        if page.used != place or place + count > len(page.data):
             # An abandoned sibling of this view was appended to, or the first page is full: older views keep theirs.
-            page = page.copied(place, min(PAGE, 2 * place + 16))
+            page = page.copied(place, min(PAGE, 2 * (place + count)))
             pages = (*pages[:index], page, *pages[index + 1 :])
-        page.data[place] = number
-        page.used = place + 1
-        return Pages(pages, self.length + 1, self.dtype)
+        page.data[place : place + count] = numbers[start : start + count]
+        page.used = place + count
+        return Pages(pages, self.length + count, self.dtype), start + count
 
-    def amend(self, number: object) -> None:
-        """Write the last row, in place: for whoever has just appended it and has shown it to nobody."""
-        index, place = divmod(self.length - 1, PAGE)
-        self.pages[index].data[place] = number
+    def amend(self, rows: Sequence[int], numbers: Sequence[Any]) -> None:
+        """Write rows in place: for whoever has just appended them and has shown them to nobody."""
+        for row, number in zip(rows, numbers, strict=True):
+            self.pages[row // PAGE].data[row % PAGE] = number
 
     def put(self, rows: Numbers | Sequence[int], numbers: Numbers | Sequence[Any] | object) -> Pages:
         """The column with other numbers in these rows."""

@@ -8,7 +8,7 @@ Knows keys, labels, owners and radii; knows nothing of models or of what a hit c
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -99,30 +99,30 @@ class Columns:
         placed = (np.int8, np.int32, np.float64, np.bool_)
         return cls(*map(Pages.empty, (*known, *placed)))
 
-    def append(self, **numbers: object) -> Columns:
-        """One row longer; a number for every column."""
-        return Columns(**{name: getattr(self, name).append(number) for name, number in numbers.items()})
+    def append(self, **numbers: Sequence[Any]) -> Columns:
+        """So many rows longer; as many numbers for every column."""
+        return Columns(**{name: getattr(self, name).append(*ones) for name, ones in numbers.items()})
 
-    def amend(self, radius: float, placed: Placed) -> None:
-        """Write what came of the last row, in place: for whoever has just appended it and has shown it to nobody."""
-        self.radius.amend(radius)
-        self.kind.amend(KINDS.index(placed.kind))
-        self.nearest.amend(placed.nearest)
-        self.distance.amend(placed.distance)
-        self.freed.amend(placed.freed)
+    def amend(self, rows: Sequence[int], placed: Sequence[Placed]) -> None:
+        """Write how rows were placed, in place: for whoever has just appended them and has shown them to nobody."""
+        for name, ones in _placed_numbers(placed).items():
+            getattr(self, name).amend(rows, ones)
 
     def with_placed(self, placed: Mapping[int, Placed]) -> Columns:
         """With rows placed otherwise."""
         if not placed:
             return self
-        rows, ways = list(placed), placed.values()
-        return replace(
-            self,
-            kind=self.kind.put(rows, [KINDS.index(way.kind) for way in ways]),
-            nearest=self.nearest.put(rows, [way.nearest for way in ways]),
-            distance=self.distance.put(rows, [way.distance for way in ways]),
-            freed=self.freed.put(rows, [way.freed for way in ways]),
-        )
+        rows, numbers = list(placed), _placed_numbers(placed.values())
+        return replace(self, **{name: getattr(self, name).put(rows, ones) for name, ones in numbers.items()})
+
+
+def _placed_numbers(placed: Collection[Placed]) -> dict[str, list[Any]]:
+    return {
+        "kind": [KINDS.index(one.kind) for one in placed],
+        "nearest": [one.nearest for one in placed],
+        "distance": [one.distance for one in placed],
+        "freed": [one.freed for one in placed],
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,27 +335,41 @@ class Codebook:
         Raises:
             ValueError: the key has NaN or infinite features.
         """
-        if not bool(key.isfinite().all()):
-            raise ValueError(f"The key of {owner!r} has NaN or infinite features, expected finite ones.")
-        book = self._renewed()
-        names = {
-            "label": (label, self.label_names),
-            "owner": (owner, self.owner_names),
-            "space": (space, self.space_names),
-        }
+        return self.add_all(key[None], [label], [owner], [radius], [placed], space)
+
+    def add_all(
+        self,
+        keys: Tensor,
+        labels: Sequence[Hashable],
+        owners: Sequence[str],
+        radii: Sequence[float],
+        placed: Sequence[Placed | None],
+        space: str = "default",
+    ) -> Codebook:
+        """The same for keys (n, features) one after another, at less cost for each.
+
+        Raises:
+            ValueError: a key has NaN or infinite features.
+        """
+        if not bool(keys.isfinite().all()):
+            raise ValueError(f"The key of {owners[0]!r} has NaN or infinite features, expected finite ones.")
+        book, count = self._renewed(), keys.shape[0]
         column = book.column.append(
-            radius=-math.inf,
-            initial=radius,
-            kind=0,
-            nearest=-1,
-            distance=math.inf,
-            freed=False,
-            **{name: known.number(one) for name, (one, known) in names.items()},
+            radius=[-math.inf] * count,
+            initial=radii,
+            label=[self.label_names.number(label) for label in labels],
+            owner=[self.owner_names.number(owner) for owner in owners],
+            space=[self.space_names.number(space)] * count,
+            kind=[0] * count,
+            nearest=[-1] * count,
+            distance=[math.inf] * count,
+            freed=[False] * count,
         )
-        keys = book.keys.append(key[None])
-        index = book.index and book.index.following(keys)
-        fold = _Fold(replace(book, keys=keys, column=column, index=index), fresh=len(book))
-        fold.enter(len(book), placed)
+        held = book.keys.append(keys)
+        index = book.index and book.index.following(held)
+        fold = _Fold(replace(book, keys=held, column=column, index=index), fresh=len(book))
+        for row, known in enumerate(placed, start=len(book)):
+            fold.enter(row, known)
         return fold.book()
 
     def forget(self, owners: frozenset[str]) -> Codebook:
@@ -494,16 +508,17 @@ class _Fold:
     Args:
         book: what is there already.
         before: in a replay, the book as it was, which tells how each key was placed.
-        fresh: the row that was appended last and that nobody has seen yet; -1 where there is none.
+        fresh: rows from this one on were just appended, and nobody has seen them yet; None where there are none.
     """
 
-    def __init__(self, book: Codebook, before: Codebook | None = None, fresh: int = -1) -> None:
+    def __init__(self, book: Codebook, before: Codebook | None = None, fresh: int | None = None) -> None:
         self.source = book
         self.before = before
-        self.fresh = fresh
+        self.fresh = len(book) if fresh is None else fresh
         self.radius: dict[int, float] = {}  # what has changed since `source`
         self.placed: dict[int, Placed] = {}
         self.pairs: list[tuple[int, int]] = []
+        self.freed = book.any_freed
         self.widest = book.widest
         self.entered = len(book)
         self.perhaps_new = np.empty(0, np.int64)  # in a replay: keys without a ball of their own at some time before
@@ -513,14 +528,11 @@ class _Fold:
 
     def book(self) -> Codebook:
         """What has come of it."""
-        if self.fresh >= 0:
-            self.source.column.amend(self.radius.pop(self.fresh, -math.inf), self.placed.pop(self.fresh))
-        book = self.source.with_radii(self.radius)
+        book = self._with_radii()
+        fresh = [row for row in self.placed if row >= self.fresh]
+        book.column.amend(fresh, [self.placed.pop(row) for row in fresh])
         lost = book.lost.append(torch.tensor(self.pairs)) if self.pairs else book.lost
-        freed = book.any_freed or any(one.freed for one in self.placed.values())  # a fresh key never is
-        return replace(
-            book, column=book.column.with_placed(self.placed), lost=lost, any_freed=freed, widest=self.widest
-        )
+        return replace(book, column=book.column.with_placed(self.placed), lost=lost, any_freed=self.freed)
 
     def enter(self, row: int, placed: Placed | None = None) -> None:
         """Place a key, where it is not known how, and let what that does to other balls happen."""
@@ -541,6 +553,14 @@ class _Fold:
             self.set_radius(row, self._initial(row))
         for changed in (*placed.superseded, *((placed.nearest,) if placed.kind == "split" else ())):
             self._free_absorbed(changed)
+
+    def _with_radii(self) -> Codebook:
+        """The book with the radii that have changed so far."""
+        fresh = [row for row in self.radius if row >= self.fresh]
+        self.source.column.radius.amend(fresh, [self.radius.pop(row) for row in fresh])
+        book = replace(self.source.with_radii(self.radius), widest=self.widest)
+        self.radius = {}
+        return book
 
     def set_radius(self, row: int, radius: float) -> None:
         """Give a key a ball of that radius, or (-inf) none."""
@@ -611,9 +631,7 @@ class _Fold:
 
     def _nearest(self, row: int, without: Sequence[int], within: float = 0.0) -> tuple[int, float]:
         """The nearest ball, if it is near enough to matter, or `within` that distance."""
-        fresh = {row: radius for row, radius in self.radius.items() if row == self.fresh}
-        book = self.source = self.source.with_radii(self.radius)
-        self.radius = fresh
+        book = self.source = self._with_radii()
         within = max(within, self._initial(row) + max(self.widest, 0.0))
         space = str(book.space_names.names[book.column.space[row]])
         return book.nearest(book.keys.slice(row, row + 1)[0], within, without, space)
@@ -641,4 +659,5 @@ class _Fold:
         alike = near < 0 or self._alike(near, row)
         initial = self._initial(row)
         self.placed[row] = replace(self._placed_now(row), freed=True)
+        self.freed = True
         self.set_radius(row, initial if alike else min(initial, distance / 2))

@@ -53,9 +53,10 @@ class _Buffer:
     def write(self, rows: Tensor, at: int) -> None:
         """Put rows behind everybody's view."""
         # Through .data: views share one autograd version counter, and a reader may hold one inside a graph.
-        self.data.data[at : at + len(rows)] = rows.to(self.data.dtype)
-        self.ledger.used = at + len(rows)
-        for device, (length, copy) in list(self.copies.items()):
+        end = at + rows.shape[0]
+        self.data.data[at:end] = rows.to(self.data.dtype)
+        self.ledger.used = end
+        for device, (length, copy) in list(self.copies.items()) if self.copies else ():
             self.copies[device] = (min(length, at), copy)
 
 
@@ -146,8 +147,8 @@ class Rows:
 
     def append(self, rows: Tensor) -> Rows:
         """A longer view; `rows` is (count, *row shape). Amortised cost: the rows themselves."""
-        buffer, end = self.buffer, self.length + len(rows)
-        if not buffer.ledger.fits(self.length) or end > len(buffer.data):
+        buffer, end = self.buffer, self.length + rows.shape[0]
+        if not buffer.ledger.fits(self.length) or end > buffer.data.shape[0]:
             buffer = buffer.grown(max(8, 2 * end), self.length)
         buffer.write(rows, self.length)
         return Rows(buffer, end)

@@ -95,12 +95,10 @@ class SparseRows:
     def append(self, rows: Tensor) -> SparseRows:
         """A longer one; `rows` is (count, *row shape)."""
         base = self._renewed()
-        start, live, place = len(base.rows), base.live, base.place
-        for _ in range(len(rows)):
-            live = live.append(True)
+        start, count, place = len(base.rows), rows.shape[0], base.place
         if place is not None:
-            place = place.append(torch.arange(start, start + len(rows), device=base.device))
-        return replace(base, rows=base.rows.append(rows), live=live, place=place)
+            place = place.append(torch.arange(start, start + count, device=base.device))
+        return replace(base, rows=base.rows.append(rows), live=base.live.append(*[True] * count), place=place)
 
     def let_go(self, numbers: RowNumbers) -> SparseRows:
         """Without these rows: nobody will ask this view, or those that come of it, for them."""

@@ -42,7 +42,7 @@ def _times(setting: Setting, em: EditableModel) -> dict[str, list[float]]:
         patch = growth.placed_anew(em, receipt.id)
         rolled_back = timing.clocked(lambda edit_id=receipt.id: em.rollback(edit_id))()  # type: ignore[misc]
         state = growth.state_of(em)
-        inserted = timing.clocked(lambda p=patch, s=state: editor.insert(p, s))()  # type: ignore[misc]
+        inserted = timing.clocked(lambda p=patch, s=state: editor.insert([p], s))()  # type: ignore[misc]
         published = receipt.seconds["publish"]
         for values, one in zip(times.values(), (inserted, published, inserted + published, rolled_back), strict=True):
             values.append(one)

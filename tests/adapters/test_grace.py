@@ -66,7 +66,7 @@ B = patch("b", [KEY_B], VALUES_B, ANSWER_B)
 def state_of(*patches: Patch) -> Entries:
     state = EDITOR.empty()
     for one in patches:
-        state = EDITOR.insert(one, state)
+        state = EDITOR.insert([one], state)
     return state
 
 
@@ -500,7 +500,7 @@ def test_every_key_of_an_edit_leads_to_its_values() -> None:
 
 def test_inserting_leaves_the_older_state_alone() -> None:
     one = state_of(A)
-    EDITOR.insert(B, one)
+    EDITOR.insert([B], one)
     assert len(one) == 1
     assert answers(one, KEY_A, KEY_B) == [V0, None]
 
@@ -512,7 +512,7 @@ def test_the_same_patches_in_the_same_order_give_the_same_state() -> None:
 
 
 def test_forgetting_and_inserting_again() -> None:
-    state = EDITOR.insert(A, EDITOR.forget(frozenset({"a"}), STATE))
+    state = EDITOR.insert([A], EDITOR.forget(frozenset({"a"}), STATE))
     assert len(state) == 2
     assert answers(state, KEY_A, KEY_B) == [V0, W0]
 
@@ -834,7 +834,7 @@ def test_g5_rolling_back_any_edit_leaves_exactly_the_others(
             fresh = GRACE().empty()
             for one in left:
                 meta = {k: v for k, v in patches[one].meta.items() if k != "placed"}
-                fresh = GRACE().insert(replace(patches[one], meta=meta), fresh)
+                fresh = GRACE().insert([replace(patches[one], meta=meta)], fresh)
             assert len(state) == len(left)
             assert logits_under(whole, state, prompts).equal(logits_under(whole, fresh, prompts))
 
@@ -1090,7 +1090,7 @@ def test_patches_of_learning_insert_to_the_learned_state(loaded: Loaded, attach:
         em.edit(edit_of(loaded, i, str(loaded.targets[j])), verify=False)
     state, again = state_in(em), GRACE().empty()
     for one in patches_in(tmp_path / "edits.db").values():
-        again = GRACE().insert(one, again)
+        again = GRACE().insert([one], again)
     for now, then in zip(contents(again), contents(state), strict=True):
         assert torch.equal(now, then)
 

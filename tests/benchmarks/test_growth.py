@@ -85,7 +85,7 @@ def test_a_patch_as_it_would_come_from_elsewhere(em: EditableModel) -> None:
     assert patch.edit_id == em.edits[1].id
     assert "radius" in patch.meta
     assert "placed" not in patch.meta
-    state = em.editors["grace"].insert(patch, GRACE().empty())
+    state = em.editors["grace"].insert([patch], GRACE().empty())
     assert len(state) == 1
 
 

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -59,14 +60,14 @@ class Twins:
         return cls(Codebook.empty(features, resolution), Codebook.empty(features, resolution))
 
     def add(self, key: Tensor, label: str, owner: str, initial: float, space: str = "default") -> Twins:
-        with Limits(first=4):
+        with limits(first=4):
             indexed = self.indexed.settled().add(key, label, owner, initial, space=space).settled()
-        with Limits(first=NEVER):
+        with limits(first=NEVER):
             direct = self.direct.add(key, label, owner, initial, space=space)
         return Twins(indexed, direct, (*self.keys, key), (*self.spaces, space), (*self.owners, owner))
 
     def forget(self, owners: frozenset[str]) -> Twins:
-        with Limits(first=4):
+        with limits(first=4):
             indexed = self.indexed.forget(owners).settled()
         return replace(self, indexed=indexed, direct=self.direct.forget(owners))
 
@@ -78,17 +79,12 @@ class Twins:
         return self
 
 
-class Limits:
-    """From how many keys there is an index."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-
-    def __enter__(self) -> None:
-        self.before, radius.FIRST = radius.FIRST, self.first  # type: ignore[misc]
-
-    def __exit__(self, *_: object) -> None:
-        radius.FIRST = self.before  # type: ignore[misc]
+@contextmanager
+def limits(first: int) -> Iterator[None]:
+    """From so many keys on there is an index."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(radius, "FIRST", first)
+        yield
 
 
 def plain(placed: Placed) -> tuple[object, ...]:
@@ -344,7 +340,7 @@ def test_a_ball_that_outgrew_its_cell_is_still_reached() -> None:
     twins = twins.add(torch.tensor([200.0, 1.9, 0.0]), "label 20", "wide", 1.0)
     for reach in (3.0, 4.5, 6.0):
         twins = twins.add(torch.tensor([200.0, reach, 0.0]), "label 20", f"wide {reach}", 2.0)
-    with Limits(first=4):
+    with limits(first=4):
         known = twins.indexed.index
     assert known is not None
     assert 20 in known.strays or known.cells is not None
@@ -436,9 +432,9 @@ def test_fewer_balls_than_cells_would_like() -> None:
 def test_every_key_forgotten_before_there_was_an_index() -> None:
     """Nothing to find directions or cells from."""
     twins = fed([[row * 10.0, 0.0] for row in range(12)], "xyz" * 4)
-    with Limits(first=NEVER):
+    with limits(first=NEVER):
         bare = twins.direct.forget(frozenset(map(str, range(12))))
-    with Limits(first=4):
+    with limits(first=4):
         twins = replace(twins, indexed=bare.settled(), direct=bare)
     assert twins.indexed.index is not None
     twins = twins.checked(torch.stack(twins.keys))

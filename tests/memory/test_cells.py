@@ -43,7 +43,7 @@ def radii(count: int, seed: int = 0, without: float = 0.2) -> Radii:
 
 
 def distances(query: Tensor, points: Tensor) -> NDArray[np.float64]:
-    return (points.double() - query.double()).norm(dim=1).numpy()
+    return np.asarray((points.double() - query.double()).norm(dim=1))
 
 
 def check(cells: Cells, points: Tensor, radius: Radii, query: Tensor, within: float) -> None:

@@ -140,11 +140,22 @@ def test_a_change_does_not_reach_what_is_appended_elsewhere() -> None:
 def test_the_last_row_can_be_written_before_anybody_sees_it(length: int) -> None:
     before = counted(length - 1)
     fresh = before.append(0)
-    fresh.amend(77)
+    fresh.amend([length - 1], [77])
     assert fresh.tolist() == [*range(length - 1), 77]
     assert before.tolist() == list(range(length - 1))
     assert before.append(5).tolist() == [*range(length - 1), 5]
     assert fresh[-1] == 77
+
+
+@pytest.mark.parametrize("start", [0, 1, SMALL - 1, SMALL, SMALL + 1])
+@pytest.mark.parametrize("count", [0, 1, SMALL, 3 * SMALL + 1])
+def test_many_rows_appended_at_once_are_as_one_by_one(start: int, count: int) -> None:
+    before = counted(start)
+    after = before.append(*range(100, 100 + count))
+    assert after.tolist() == [*range(start), *range(100, 100 + count)]
+    assert before.tolist() == list(range(start))
+    assert before.append(*range(200, 203)).tolist() == [*range(start), 200, 201, 202]
+    assert after.tolist() == [*range(start), *range(100, 100 + count)]
 
 
 numbers = st.integers(-5, 5)

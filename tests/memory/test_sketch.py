@@ -26,7 +26,7 @@ def heavy(count: int, features: int, seed: int) -> Tensor:
 
 def near_equal(count: int, features: int, seed: int) -> Tensor:
     """Of norm 100 or so, and a rounding error or two apart."""
-    base = drawn(1, features, seed) * 100 / features**0.5
+    base: Tensor = drawn(1, features, seed) * 100 / features**0.5
     return base * (1 + 1e-7 * drawn(count, features, seed + 1))
 
 
