@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from editable.memory.rows import Rows
 from editable.memory.sparse import SparseRows
 from editable.site import Site, block_paths, classifier_head, down_projection, find_module, writes_text
 
-RADIUS_SHARE = 0.5  # of the spread: no false fire on 800 unrelated questions, see benchmarks/locality
+RADIUS_SHARE = 0.5  # of the spread: no false fire on 800 unrelated questions, see benchmarks/radius
 CLEARLY = 0.05  # of a radius: less does not tell two balls apart, and the longer prompt is meant
 PUBLISHED_DEPTH = 0.93  # layer 27 of 30; the published configurations use 27 of 28 to 35 of 48
 
@@ -99,6 +100,16 @@ class GRACE:
             the few keys that these leave in doubt are read from a temporary file: the same decisions, for models on
             the CPU and very many edits.
     """
+
+    properties: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "family": "architectural",
+            "scope": "ball around the key activation",
+            "effect": "a value at the site, per answer token or one",
+            "training": "none",
+        }
+    )
+    """What the method is, in the columns of the survey's Table 3."""
 
     values: Literal["per_token", "single"] = "per_token"
     keys: Literal["residual", "wide"] | None = None

@@ -351,8 +351,10 @@ class Codebook:
         Raises:
             ValueError: a key has NaN or infinite features.
         """
-        if not bool(keys.isfinite().all()):
-            raise ValueError(f"The key of {owners[0]!r} has NaN or infinite features, expected finite ones.")
+        finite = keys.isfinite().all(dim=1)
+        if not bool(finite.all()):
+            odd = owners[int(finite.int().argmin())]
+            raise ValueError(f"The key of {odd!r} has NaN or infinite features, expected finite ones.")
         book, count = self._renewed(), keys.shape[0]
         column = book.column.append(
             radius=[-math.inf] * count,

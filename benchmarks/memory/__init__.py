@@ -40,7 +40,7 @@ import torch
 from editable.benchmarks import bars, common, report
 from editable.benchmarks.insertion.setting import Part
 from editable.benchmarks.memory import forward, keys, lookup, readers, reopen, room, writes
-from editable.benchmarks.memory.filled import filled
+from editable.benchmarks.memory.books import filled
 from editable.benchmarks.memory.setting import Setting
 from editable.benchmarks.prompts import prompts, refuse_without_text
 

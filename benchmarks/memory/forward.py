@@ -23,7 +23,7 @@ from editable.benchmarks import timing
 from editable.benchmarks.bars import Bar
 from editable.benchmarks.insertion.setting import Part
 from editable.benchmarks.latency import WARMUP, Pair
-from editable.benchmarks.memory.filled import Filled
+from editable.benchmarks.memory.books import Filled
 from editable.benchmarks.memory.setting import Setting
 from editable.benchmarks.report import Plot, Table
 from editable.learn import shadow_of

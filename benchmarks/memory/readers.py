@@ -21,7 +21,7 @@ from torch import Tensor
 from editable.benchmarks import timing
 from editable.benchmarks.bars import Bar
 from editable.benchmarks.insertion.setting import Part
-from editable.benchmarks.memory.filled import Filled
+from editable.benchmarks.memory.books import Filled
 from editable.benchmarks.memory.scan import differing, scanned
 from editable.benchmarks.memory.setting import TAIL, Setting, Tail
 from editable.benchmarks.report import Table

@@ -8,7 +8,7 @@ from typing import Any
 
 from editable.benchmarks.bars import Bar
 from editable.benchmarks.insertion.setting import Part
-from editable.benchmarks.memory.filled import Filled, grown_since, resident_bytes
+from editable.benchmarks.memory.books import Filled, grown_since, resident_bytes
 from editable.benchmarks.memory.setting import Setting
 from editable.benchmarks.report import Plot, Table
 from editable.memory.radius import Codebook, Placed

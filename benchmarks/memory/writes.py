@@ -11,7 +11,7 @@ import numpy as np
 
 from editable.benchmarks.bars import Bar
 from editable.benchmarks.insertion.setting import Part
-from editable.benchmarks.memory.filled import Filled
+from editable.benchmarks.memory.books import Filled
 from editable.benchmarks.memory.forward import entries
 from editable.benchmarks.memory.setting import TAIL, Setting, Tail
 from editable.benchmarks.report import Plot, Table
