@@ -656,7 +656,8 @@ class _Fold:
     def _own_ball(self, row: int) -> None:
         near, distance = self._nearest(row, [], 2 * self._initial(row))
         if self._is_here(row, near, distance):
-            self.pairs.append((row, near))  # superseded, as a ball would be that another label's key came to
+            if (row, near) not in self.pairs:  # a recorded placement may have said so already
+                self.pairs.append((row, near))  # superseded, as a ball would be that another label's key came to
             return
         alike = near < 0 or self._alike(near, row)
         initial = self._initial(row)

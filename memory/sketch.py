@@ -20,7 +20,7 @@ COARSE = 31  # directions in a coarse sketch; one more number is the norm of the
 FINE = 96  # directions in a fine sketch, beyond the coarse ones; and again the norm of the rest
 SAMPLE = 4096  # vectors the directions are taken from
 UNIT = 2.0**-24  # relative error of one rounding to float32
-FINE_UNIT = 2.0**-9  # and to bfloat16
+FINE_UNIT = 2.0**-8  # and to bfloat16, which only the stored one of two fine sketches suffers
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class Slack:
     @classmethod
     def of(cls, features: int, size: float, error: float = 0.0, fine: bool = False) -> Slack:
         """For vectors (features,) whose sketches have norms of at most `size`, one of them with a further error."""
-        rounded = 2 * FINE_UNIT if fine else 0.0
+        rounded = FINE_UNIT if fine else 0.0
         return cls(1 + (features + 2 * (COARSE + FINE) + 8) * UNIT, (64 * UNIT + rounded) * size + error)
 
     def __call__(self, radius: Any) -> Any:

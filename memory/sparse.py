@@ -125,6 +125,8 @@ class SparseRows:
 
     def _compacted(self) -> Compaction:
         kept = np.flatnonzero(self.live.array())
+        if not len(kept):
+            kept = np.zeros(1, np.int64)  # something has to stand for what was let go
         rows = self.rows.like()
         for part in np.array_split(kept, max(1, len(kept) // FEWEST)):
             rows = rows.append(self.at(torch.from_numpy(part).to(self.device)))

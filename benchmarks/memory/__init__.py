@@ -21,7 +21,7 @@ Parts (`--parts`, all by default), with each of `--counts` keys:
 
 Up to `--searched` keys each is placed by searching, with the radius that GRACE takes; in larger books keys come with
 known placements and half the neighbours' distance as radius. One torch thread, medians with 95 % bootstrap intervals.
-The default takes some minutes; a million keys of width 1,536 take half an hour and 14 GB:
+The default takes about seven minutes; a million keys of width 1,536 take far longer, and 14 GB:
 
     editable bench memory
     editable bench memory --keys residual --parts lookup,room --counts 1000,10000

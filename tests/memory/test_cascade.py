@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from editable.memory import cells, index, radius
+from editable.memory import cells, index, radius, sparse
 from editable.memory.radius import Codebook, Placed
 
 SPACES = ("default", "other")
@@ -88,9 +88,9 @@ def limits(first: int) -> Iterator[None]:
 
 
 def plain(placed: Placed) -> tuple[object, ...]:
-    """What counts: a distance to nobody is only a bound."""
+    """What counts: a distance to nobody is only a bound, and who is superseded twice is superseded."""
     distance = placed.distance if placed.nearest >= 0 else None
-    return placed.kind, placed.nearest, distance, placed.superseded, placed.freed
+    return placed.kind, placed.nearest, distance, frozenset(placed.superseded), placed.freed
 
 
 def check_alike(one: Codebook, other: Codebook) -> None:
@@ -243,6 +243,72 @@ def test_keys_at_random(seed: int, features: int, scale: float) -> None:
     twins.checked(torch.cat([keys, beside]))
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.tuples(st.integers(0, 59), st.sampled_from("xyz"), st.sampled_from([0.0, 0.25, 1.0, 3.0])), min_size=1),
+    st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    st.sampled_from(sorted(PLACES)),
+    st.booleans(),
+)
+def test_many_at_once_are_as_one_by_one(
+    rows: list[tuple[int, str, float]], sizes: list[int], where: str, known: bool
+) -> None:
+    """In parts of any size, with an index and without; placements looked for, or every second one known."""
+    places = PLACES[where]
+    keys = [(places[place], label, initial) for place, label, initial in rows]
+    for first in (4, NEVER):
+        with limits(first):
+            single = Codebook.empty(places.shape[1])
+            for row, (key, label, initial) in enumerate(keys):
+                single = single.add(key, label, str(row), initial).settled()
+            recorded = [replace(placed, freed=False) if known and row % 2 else None for row, placed in came(keys)]
+            together, older = Codebook.empty(places.shape[1]), list[tuple[Codebook, Tensor]]()
+            for start, stop in parts(len(keys), sizes):
+                together = all_added(together, keys, start, stop, recorded).settled()
+                older.append((together, together.radii))
+        check_alike(together, single)
+        assert all(torch.equal(book.radii, radii) for book, radii in older)
+
+
+Key = tuple[Tensor, str, float]
+
+
+def came(keys: Sequence[Key]) -> Iterator[tuple[int, Placed]]:
+    """How each key was placed when it came."""
+    book = Codebook.empty(len(keys[0][0]))
+    for row, (key, label, initial) in enumerate(keys):
+        book = book.add(key, label, str(row), initial)
+        yield row, book.placement(row)
+
+
+def parts(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """From where to where, with these sizes over and over."""
+    start, turn = 0, 0
+    while start < count:
+        stop = min(count, start + sizes[turn % len(sizes)])
+        yield start, stop
+        start, turn = stop, turn + 1
+
+
+def all_added(book: Codebook, keys: Sequence[Key], start: int, stop: int, placed: Sequence[Placed | None]) -> Codebook:
+    some, labels, initials = zip(*keys[start:stop], strict=True)
+    owners = [str(row) for row in range(start, stop)]
+    return book.add_all(torch.stack(some), labels, owners, initials, placed[start:stop])
+
+
+def test_none_at_once_changes_nothing() -> None:
+    book = Codebook.empty(2).add(torch.zeros(2), "x", "0", 1.0)
+    same = book.add_all(torch.empty(0, 2), [], [], [], [])
+    assert (len(same), same.radii.tolist()) == (1, [1.0])
+
+
+def test_of_many_the_odd_one_is_named_and_none_is_added() -> None:
+    book, keys = Codebook.empty(2), torch.tensor([[0.0, 0.0], [math.nan, 0.0], [1.0, 1.0]])
+    with pytest.raises(ValueError, match=r"^The key of 'b' has NaN or infinite features, expected finite ones\.$"):
+        book.add_all(keys, "xyz", "abc", [1.0] * 3, [None] * 3)
+    assert len(book) == 0
+
+
 # --------------------------------------------------------------------------------------- each case by itself
 
 
@@ -340,10 +406,7 @@ def test_a_ball_that_outgrew_its_cell_is_still_reached() -> None:
     twins = twins.add(torch.tensor([200.0, 1.9, 0.0]), "label 20", "wide", 1.0)
     for reach in (3.0, 4.5, 6.0):
         twins = twins.add(torch.tensor([200.0, reach, 0.0]), "label 20", f"wide {reach}", 2.0)
-    with limits(first=4):
-        known = twins.indexed.index
-    assert known is not None
-    assert 20 in known.strays or known.cells is not None
+    assert_sorted(twins)
     far = torch.tensor([[200.0, -5.9, 0.0], [200.0, 0.0, 5.99], [200.0, 6.1, 0.0]])
     rows, shares = twins.checked(far).indexed.find(far)
     assert (shares <= 1).tolist() == [True, True, False]
@@ -439,6 +502,26 @@ def test_every_key_forgotten_before_there_was_an_index() -> None:
     assert twins.indexed.index is not None
     twins = twins.checked(torch.stack(twins.keys))
     twins.add(torch.zeros(2), "anew", "anew", 1.0).checked(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("where", sorted(PLACES))
+def test_what_forgotten_keys_took_is_given_back(seed: int, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most edits are forgotten again, so that keys are compacted; the others answer, and so do older versions."""
+    monkeypatch.setattr(sparse, "FEWEST", 2)
+    draw, places, held, older = random.Random(seed), PLACES[where], set[bool](), list[tuple[Twins, Tensor]]()
+    twins = Twins.empty(places.shape[1]).add(places[0], "kept", "kept", 0.5)
+    for edit in range(20):
+        for place in draw.choices(range(60), k=draw.randint(1, 3)):
+            twins = twins.add(places[place], draw.choice("xyz"), str(edit), draw.choice([0.25, 1.0]))
+        if draw.random() < 0.8:
+            twins = twins.forget(frozenset({str(edit), str(draw.randrange(edit + 1))}))
+        held.add(len(twins.indexed.keys.rows) == len(twins.indexed.keys))
+        older.append((twins, twins.indexed.find(places)[1]))
+    twins.checked(asked(places))
+    assert held == {True, False}
+    for version, shares in older:
+        assert torch.equal(version.indexed.find(places)[1], shares)
 
 
 # ---------------------------------------------------------------------------------------- many versions at once
