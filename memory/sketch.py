@@ -70,7 +70,7 @@ class Sketch:
         """
         centred = (vector.double() - self.mean).float()
         along = centred @ self._directions
-        size, parts = float(centred.norm()), along.double().square()
+        size, parts = float(centred.double().norm()), along.double().square()
         near, far = (float(part.sum()) for part in (parts[: self.coarse], parts[self.coarse :]))
         rests = [math.sqrt(max(size**2 - part, 0.0)) for part in (near, near + far)]
         error = math.sqrt(len(along)) * (len(vector) + 4) * UNIT * size
