@@ -119,6 +119,11 @@ class GRACE:
     steps: int = 50
     store: Literal["memory", "disk"] = "memory"
 
+    @property
+    def routes(self) -> bool:
+        """Always: a row outside every ball is left alone."""
+        return True
+
     def sites(self, model: nn.Module) -> Mapping[str, Site]:
         """Role to site; see the module docstring."""
         if self.values == "single" and (writes_text(model) or self.site):
@@ -233,6 +238,10 @@ class GRACE:
         lost = {book.owner(row) for p in placed for row in p.superseded} - {None, edit_id}
         split = {book.owner(p.nearest) for p in placed if p.kind == "split"} - {None, edit_id}
         return tuple(sorted(str(o) for o in lost)), tuple(sorted(str(o) for o in split))
+
+    def unit(self, edit_id: str, state: Entries) -> frozenset[str]:  # noqa: ARG002 - every edit by itself
+        """The edit alone: values are learned independently of one another."""
+        return frozenset({edit_id})
 
 
 def _block_of(model: nn.Module, path: str) -> str:

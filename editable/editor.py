@@ -97,6 +97,11 @@ class Editor(Protocol):
     the very same `rows` object where it has nothing to do.
     """
 
+    @property
+    def routes(self) -> bool:
+        """Whether every row falls under one edit or under none, and those under none keep every bit."""
+        ...
+
     def sites(self, model: nn.Module) -> Mapping[str, Site]:
         """Role to site, in the order of acting. Chosen from the module tree, or from what the user configured."""
         ...
@@ -118,9 +123,16 @@ class Editor(Protocol):
         ...
 
     def forget(self, edit_ids: frozenset[str], state: Any) -> Any:
-        """The state as if those edits had never been inserted, to the bit."""
+        """The state as if those edits had never been inserted, to the bit. They come in whole units, see `unit`."""
         ...
 
     def conflicts(self, edit_id: str, state: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(ids the edit superseded, ids of edits that answer otherwise and whose scope was parted from its own)."""
+        ...
+
+    def unit(self, edit_id: str, state: Any) -> frozenset[str]:
+        """The live edits that were learned as one with it, itself included: none can be forgotten without the rest.
+
+        To take back one of several, the runtime forgets them all and learns the others again.
+        """
         ...

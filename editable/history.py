@@ -55,6 +55,9 @@ class History:
             yield record
 
     def _note(self, record: Record) -> None:
+        if record.kind == "relearn":
+            self._listed[record.edit_id] = replace(self._listed[record.edit_id], relearned=record.version)
+            return
         if record.kind == "rollback":
             gone = replace(self._listed[record.edit_id], rolled_back=record.version)
             self._listed[record.edit_id] = gone
@@ -107,14 +110,15 @@ class History:
             )
         return known is None
 
-    def packed(self) -> list[Packed]:
-        """The live edits, ready to be carried elsewhere."""
-        live = {edit.id for edit in self.edits(0)}
-        return [
-            Packed(_patch(record), record.editor, record.meta["request"])
-            for record in self._records()
-            if record.kind == "edit" and record.edit_id in live
-        ]
+    def packed(self, edit_ids: frozenset[str] | None = None) -> list[Packed]:
+        """The live edits, all or those wanted, ready to be carried elsewhere."""
+        live = {edit.id for edit in self.edits(0) if edit_ids is None or edit.id in edit_ids}
+        latest: dict[str, Record] = {}
+        for record in self._records():
+            if record.kind != "rollback" and record.edit_id in live:
+                latest.pop(record.edit_id, None)  # what was learned anew goes to the end, where it was inserted
+                latest[record.edit_id] = record
+        return [Packed(_patch(record), record.editor, record.meta["request"]) for record in latest.values()]
 
     def snapshot(self, version: int) -> Snapshot:
         """A version, built again from the records that led to it."""
@@ -124,31 +128,41 @@ class History:
         return list(self._unlogged) if self.log is None else self.log.records()
 
     def _snapshot(self, records: Iterable[Record]) -> Snapshot:
-        """Everything inserted in order, then what was rolled back forgotten at once."""
+        """Everything inserted in order, then what was rolled back forgotten at once.
+
+        Not later than where the rest of a unit was learned again: what it was before goes with what was rolled back.
+        """
         states: dict[str, Any] = {}
         gone: dict[str, set[str]] = {}
         version = 0
         for name, some in self._runs(records):
-            version = some[-1].version
+            version, editor = some[-1].version, self.editors[name]
+            state = states[name] if name in states else editor.empty()
             gone.setdefault(name, set()).update(record.edit_id for record in some if record.kind == "rollback")
-            patches = [_patch(record) for record in some if record.kind == "edit"]
-            editor = self.editors[name]
-            states[name] = editor.insert(patches, states[name] if name in states else editor.empty())
+            if some[0].kind == "relearn":
+                state = editor.forget(frozenset(gone.pop(name) | {record.edit_id for record in some}), state)
+            patches = [_patch(record) for record in some if record.kind != "rollback"]
+            states[name] = editor.insert(patches, state)
         for name, ids in gone.items():
             states[name] = self.editors[name].forget(frozenset(ids), states[name])
         return Snapshot().replace(version, states)
 
     @staticmethod
     def _runs(records: Iterable[Record]) -> Iterator[tuple[str, list[Record]]]:
-        """Records of one editor that come one after another, at most TOGETHER of them."""
+        """Records of one editor that come one after another, at most TOGETHER; a version's relearned by themselves."""
         some: list[Record] = []
         for record in records:
-            if some and (record.editor != some[0].editor or len(some) == TOGETHER):
+            apart = some and _group(record) != _group(some[0])
+            if apart or (len(some) == TOGETHER and record.kind != "relearn"):
                 yield some[0].editor, some
                 some = []
             some.append(record)
         if some:
             yield some[0].editor, some
+
+
+def _group(record: Record) -> tuple[str, int]:
+    return record.editor, record.version if record.kind == "relearn" else -1
 
 
 def _patch(record: Record) -> Patch:

@@ -38,6 +38,12 @@ class Request:
     prompts: tuple[Arguments, ...]
     answer: tuple[int, ...]
 
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What a patch has to carry besides its own for the edit to be learned again, by `Reader.again`."""
+        prompts = {f"prompt.{i}.{name}": value for i, one in enumerate(self.prompts) for name, value in one.items()}
+        return {**prompts, "answer": torch.tensor(self.answer)}
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -114,6 +120,18 @@ class Reader:
         answer = self._answer(edit)
         self._check_length(edit, prompts, answer)
         return Request(edit_id, edit, prompts, answer)
+
+    def again(self, edit_id: str, described: Mapping[str, Any], kept: Mapping[str, Tensor]) -> Request:
+        """A request from what the log says of its edit (`listing.described`) and what its patch has `kept`."""
+        prompts: dict[int, dict[str, Tensor]] = {}
+        for name, value in kept.items():
+            if name.startswith("prompt."):
+                _, number, argument = name.split(".", 2)
+                prompts.setdefault(int(number), {})[argument] = value.to(self.device)
+        own = tuple(prompts[number] for number in sorted(prompts))
+        first = {**own[0], "labels": kept["answer"][None]}
+        edit = Edit(first, described["target"], own[1:], (), described["subject"], described["namespace"])
+        return Request(edit_id, edit, own, tuple(kept["answer"].tolist()))
 
     def arguments(self, prompt: ModelInput) -> Arguments:
         """Forward kwargs of batch size 1 for one input, without labels."""

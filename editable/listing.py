@@ -30,6 +30,8 @@ class Listed:
         version: the version that first showed it.
         rolled_back: the version that no longer showed it, None while it is live.
         superseded_by: id of the live edit that took its place, if one did.
+        relearned: the version in which it was last learned again, because one that it was learned with was rolled
+            back; None if that never happened.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Listed:
     version: int
     rolled_back: int | None = None
     superseded_by: str | None = None
+    relearned: int | None = None
 
     @property
     def state(self) -> str:
@@ -127,7 +130,8 @@ HEADINGS = ("id", "prompt", "target", "editor", "version", "state")
 
 
 def _cells(edit: Listed) -> tuple[str, ...]:
-    return (edit.id, _short(edit.prompt), _short(str(edit.target)), edit.editor, f"v{edit.version}", edit.state)
+    version = f"v{edit.version}" + (f", relearned v{edit.relearned}" if edit.relearned is not None else "")
+    return (edit.id, _short(edit.prompt), _short(str(edit.target)), edit.editor, version, edit.state)
 
 
 def _short(text: str) -> str:

@@ -241,14 +241,22 @@ class EditableModel:
                 for r, check in zip(requests, checks, strict=True)
             ]
 
-    def rollback(self, edit_id: str | Sequence[str]) -> int:
+    def rollback(self, edit_id: str | Sequence[str], *, verify: bool = True) -> int:
         """Take one edit (or several, atomically) back: from the next version on, outputs are as if it had never been.
+
+        Where an editor learned it as one with others that stay, those are learned again without it, in the same
+        version and under their ids; `edits` shows since when.
+
+        Args:
+            edit_id: one id or several.
+            verify: whether it is refused where an edit that had to be learned again is not right any more.
 
         Returns:
             The version without it.
 
         Raises:
             UnknownEditError: an id that was never given out, or is rolled back already.
+            VerificationError: an edit that had to be learned again failed its checks. Nothing has changed.
             StateError: the model is closed.
         """
         ids = [edit_id] if isinstance(edit_id, str) else list(dict.fromkeys(edit_id))
@@ -256,12 +264,34 @@ class EditableModel:
             if not ids:
                 raise InputError("The list of edit ids is empty, expected at least one.")
             editor_of = {one: self._history.live(one).editor for one in ids}
-            names = set(editor_of.values())
-            changed = {name: self.editors[name].forget(frozenset(ids), self._state_of(name)) for name in names}
+            entries = [Entry("rollback", one, editor_of[one]) for one in ids]
+            changed: dict[str, Any] = {}
+            for name in dict.fromkeys(editor_of.values()):
+                own = frozenset(one for one in ids if editor_of[one] == name)
+                changed[name], anew = self._without(own, name, verify)
+                entries += anew
             snapshot = self._snapshot.replace(self.version + 1, changed)
-            self._history.append(snapshot.version, [Entry("rollback", one, editor_of[one]) for one in ids])
+            self._history.append(snapshot.version, entries)
             self._publish(snapshot)
             return snapshot.version
+
+    def _without(self, ids: frozenset[str], name: str, refuse: bool) -> tuple[Any, list[Entry]]:
+        """An editor's state without those edits, and what to log of edits that had to be learned again for that."""
+        editor, state = self.editors[name], self._state_of(name)
+        units = ids.union(*(editor.unit(one, state) for one in ids))
+        state = editor.forget(units, state)
+        if units == ids:
+            return state, []
+        left = self._history.packed(units - ids)
+        requests = [self._reader.again(one.patch.edit_id, one.request, one.patch.tensors) for one in left]
+        state, patches = editor.learn(requests, state, self._workshop.probe)
+        conflicts = {one.id: editor.conflicts(one.id, state) for one in requests}
+        candidate = self._snapshot.replace(self.version + 1, {name: state})
+        checks = self._workshop.verify(requests, candidate, conflicts, refuse)
+        return state, [
+            Entry("relearn", patch.edit_id, name, patch.tensors, _about(one.request, patch, check))
+            for one, patch, check in zip(left, patches, checks, strict=True)
+        ]
 
     def submit(self, edit: Edit, *, editor: str | None = None, verify: bool = True) -> Future[Receipt]:
         """Queue an edit for the background writer; calls that start after the future is done see it.
@@ -426,10 +456,16 @@ def _named(editor: Editor | None, editors: Mapping[str, Editor] | None) -> dict[
 
 
 def _entry(editor: str, request: Request, patch: Patch, check: Verification, superseded: tuple[str, ...]) -> Entry:
-    about = {
-        "request": described(request.edit),
+    about = _about(described(request.edit), patch, check, superseded)
+    return Entry("edit", request.id, editor, patch.tensors, about)
+
+
+def _about(
+    described: Mapping[str, Any], patch: Patch, check: Verification, superseded: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    return {
+        "request": dict(described),
         "patch": dict(patch.meta),
         "verified": {**asdict(check), "collisions": list(check.collisions)},
         "superseded": list(superseded),
     }
-    return Entry("edit", request.id, editor, patch.tensors, about)

@@ -41,7 +41,7 @@ __all__ = ["Entry", "Identity", "Log", "Record"]
 
 _SCHEMA = 1
 _BUSY_SECONDS = 10.0  # how long one writer waits for another before it gives up
-_KINDS = ("edit", "rollback")
+_KINDS = ("edit", "rollback", "relearn")
 _COLUMNS = {
     "seq": int,
     "version": int,
@@ -108,7 +108,7 @@ class Entry:
     """What a caller wants appended.
 
     Args:
-        kind: "edit" or "rollback".
+        kind: "edit", "rollback", or "relearn": an edit that is there already, learned anew.
         edit_id: the edit it is about; not empty.
         editor: name of the editor the edit belongs to.
         tensors: name to dense tensor, any shape, on any device; stored bit for bit.

@@ -53,7 +53,9 @@ def editor(request: pytest.FixtureRequest) -> Any:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "editor" in metafunc.fixturenames:
-        metafunc.parametrize("editor", editors(), ids=lambda cls: cls.__name__, indirect=True, scope="session")
+        only_routing = metafunc.definition.get_closest_marker("routing") is not None
+        wanted = [cls for cls in editors() if not only_routing or cls().routes]
+        metafunc.parametrize("editor", wanted, ids=lambda cls: cls.__name__, indirect=True, scope="session")
 
 
 def editors() -> list[type]:

@@ -46,12 +46,14 @@ def edits_at(records: Sequence[Record], version: int) -> dict[str, Listed]:
     seen = [r for r in records if r.version <= version]
     made = [r for r in seen if r.kind == "edit"]
     gone = {r.edit_id: r.version for r in seen if r.kind == "rollback"}
+    anew = {r.edit_id: r.version for r in seen if r.kind == "relearn"}
     heirs = {old: r.edit_id for r in made for old in r.meta.get("superseded", ())}
     return {
         r.edit_id: replace(
             listed(r.meta["request"], r.edit_id, r.editor, r.version),
             rolled_back=gone.get(r.edit_id),
             superseded_by=_standing(r.edit_id, heirs, gone),
+            relearned=anew.get(r.edit_id),
         )
         for r in made
     }
@@ -111,7 +113,7 @@ def about(store: Path, edit_id: str) -> Plain:
     """
     records = read(store, tensors_of=edit_id)
     edit = known(edits_at(records, latest(records)), edit_id, store)
-    record = next(r for r in records if r.edit_id == edit_id and r.kind == "edit")
+    record = [r for r in records if r.edit_id == edit_id and r.kind != "rollback"][-1]
     return {
         **edit.as_dict(),
         "created": record.created,

@@ -11,7 +11,7 @@ import torch
 
 from editable.errors import StateError
 from tests.conftest import Attach
-from tests.contract.harness import edits_of, hooks, named
+from tests.contract.harness import edits_of, hooks, named, routing
 from tests.families import Loaded, logits_of
 
 COMPILED = named("llama-gqa", "bert", "resnet")
@@ -44,6 +44,7 @@ def _feed(loaded: Loaded) -> dict[str, torch.Tensor]:
     return plain.feed(plain.edited)
 
 
+@routing
 @COMPILED
 @pytest.mark.parametrize("way", ["in place", "wrapped"])
 def test_compiled_after_attaching_sees_later_edits(loaded: Loaded, editor: Any, attach: Attach, way: str) -> None:

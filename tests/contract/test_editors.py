@@ -213,7 +213,7 @@ def test_apply_does_not_write_into_inputs(edited: Edited) -> None:
     assert all(torch.equal(feed[name], before[name]) for name in feed)
 
 
-@pytest.mark.parametrize("method", ["sites", "empty", "apply", "learn", "insert", "forget", "conflicts"])
+@pytest.mark.parametrize("method", ["sites", "empty", "apply", "learn", "insert", "forget", "conflicts", "unit"])
 def test_it_implements_the_protocol(editor: Any, method: str) -> None:
     from editable.editor import Editor
 

@@ -18,6 +18,7 @@ from tests.contract.harness import (
     everything,
     only,
     parameters,
+    routing,
     same_bits,
 )
 from tests.families import Loaded
@@ -48,6 +49,7 @@ def _generation(loaded: Loaded, output: str) -> list[torch.Tensor]:
     return [out.sequences, *torch.utils._pytree.tree_leaves(values)]
 
 
+@routing
 @both_dtypes
 def test_no_hit_changes_no_bit(edited: Edited) -> None:
     loaded, twin = edited.loaded, edited.twin
@@ -58,6 +60,7 @@ def test_no_hit_changes_no_bit(edited: Edited) -> None:
         assert torch.equal(loaded.logits([row]), twin.logits([row]))
 
 
+@routing
 @both_dtypes
 def test_rows_without_a_hit_keep_every_bit_beside_rows_with_one(edited: Edited) -> None:
     for side in edited.loaded.family.sides or (edited.loaded.side,):
@@ -67,6 +70,7 @@ def test_rows_without_a_hit_keep_every_bit_beside_rows_with_one(edited: Edited) 
             assert torch.equal(now[row], base[row]) == (edited.index(row) is None), f"row {row}, {side}"
 
 
+@routing
 @both_dtypes
 def test_rolled_back_in_random_order(loaded: Loaded, editor: Any, attach: Attach) -> None:
     before = everything(loaded)
@@ -124,6 +128,7 @@ def test_editing_leaves_the_global_random_state_alone(loaded: Loaded, editor: An
     assert random.getstate() == python_state
 
 
+@routing
 def test_gradients_through_an_unedited_row_are_the_base_models(edited: Edited) -> None:
     row = edited.loaded.unrelated[:1]
     gradients = [_gradients(loaded, row) for loaded in (edited.loaded, edited.twin)]

@@ -25,6 +25,7 @@ from tests.contract.harness import (
     hooks,
     named,
     only,
+    routing,
     same_bits,
     surface,
 )
@@ -103,6 +104,7 @@ def test_a_closed_model_refuses_changes(fresh: Edited) -> None:
         fresh.em.rollback(fresh.receipts[0].id)
 
 
+@routing
 def test_attaching_again_after_closing(loaded: Loaded, editor: Any, attach: Attach) -> None:
     base = everything(loaded)
     em = attach(loaded, editor)
@@ -248,6 +250,8 @@ def test_saving_the_model_writes_the_base(fresh: Edited, tmp_path: Path) -> None
     assert (tmp_path / "edited" / config).read_text() == (tmp_path / "base" / config).read_text()
     model, report = type(fresh.loaded.model).from_pretrained(tmp_path / "edited", output_loading_info=True)
     assert not report["unexpected_keys"] and not report["missing_keys"]
+    for parameter in model.parameters():  # in the mapped file they may lie where kernels add up in another order
+        parameter.data = parameter.data.clone()
     again = replace(fresh.loaded, model=model.eval())
     assert same_bits(everything(again), everything(fresh.twin))
 
@@ -255,6 +259,7 @@ def test_saving_the_model_writes_the_base(fresh: Edited, tmp_path: Path) -> None
 # ------------------------------------------------------------------------------------------- several models
 
 
+@routing
 def test_two_models_at_once(fresh: Edited, editor: Any, attach: Attach) -> None:
     other = fresh.loaded.family.load(fresh.loaded.dtype)
     em = attach(other, editor)

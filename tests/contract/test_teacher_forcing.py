@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.contract.harness import LEARNED, Edited, both_dtypes, only
+from tests.contract.harness import LEARNED, Edited, both_dtypes, only, routing
 from tests.families import EOS, PAD, Side, positions
 
 IGNORED = -100
@@ -74,6 +74,7 @@ def test_one_row_alone(edited: Edited) -> None:
         assert torch.equal(answer[kept != IGNORED], kept[kept != IGNORED])
 
 
+@routing
 @only("causal")
 def test_left_of_the_prompts_end_nothing_changes(edited: Edited) -> None:
     """An edit says what comes after its prompt; what the model makes of the prompt so far stays."""

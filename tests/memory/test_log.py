@@ -224,7 +224,7 @@ BAD_ENTRIES = [
         entry(tensors={"__metadata__": torch.ones(1)}),
         "cannot be written as safetensors: .*Nothing was written",
     ),
-    (entry(kind="delete"), r"Entry 1 .* has kind 'delete', expected one of \('edit', 'rollback'\)"),
+    (entry(kind="delete"), r"Entry 1 .* has kind 'delete', expected one of \('edit', 'rollback', 'relearn'\)"),
     (entry(edit_id=""), "has an empty edit_id, expected the id of the edit it is about"),
     (entry(edit_id=5), "has edit_id 5, expected text that UTF-8 can hold .*; pass such text"),  # type: ignore[arg-type]
     (entry(editor="\ud800"), r"has editor '\\ud800', expected text that UTF-8 can hold"),
