@@ -53,9 +53,10 @@ def editor(request: pytest.FixtureRequest) -> Any:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "editor" in metafunc.fixturenames:
-        only_routing = metafunc.definition.get_closest_marker("routing") is not None
-        wanted = [cls for cls in editors() if not only_routing or cls().routes]
-        metafunc.parametrize("editor", wanted, ids=lambda cls: cls.__name__, indirect=True, scope="session")
+        marks = {mark.name for mark in metafunc.definition.iter_markers()}
+        wanted = [cls for cls in editors() if not marks & {"routing", "once"} or cls().routes]
+        chosen = wanted[:1] if "once" in marks else wanted
+        metafunc.parametrize("editor", chosen, ids=lambda cls: cls.__name__, indirect=True, scope="session")
 
 
 def editors() -> list[type]:

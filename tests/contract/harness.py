@@ -35,6 +35,9 @@ def _families(families: list[Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("family", families, ids=lambda f: f.name, indirect=True, scope="session")
 
 
+once = pytest.mark.once
+"""What editors have no part in: one stands for all."""
+
 routing = pytest.mark.routing
 """Only for editors that leave rows without an edit alone; what others do there is theirs to measure."""
 

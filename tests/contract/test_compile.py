@@ -11,12 +11,12 @@ import torch
 
 from editable.errors import StateError
 from tests.conftest import Attach
-from tests.contract.harness import edits_of, hooks, named, routing
+from tests.contract.harness import edits_of, hooks, named, once
 from tests.families import Loaded, logits_of
 
 COMPILED = named("llama-gqa", "bert", "resnet")
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), once]  # editors act outside the graph
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,6 @@ def _feed(loaded: Loaded) -> dict[str, torch.Tensor]:
     return plain.feed(plain.edited)
 
 
-@routing
 @COMPILED
 @pytest.mark.parametrize("way", ["in place", "wrapped"])
 def test_compiled_after_attaching_sees_later_edits(loaded: Loaded, editor: Any, attach: Attach, way: str) -> None:

@@ -24,6 +24,7 @@ from tests.contract.harness import (
     everything,
     hooks,
     named,
+    once,
     only,
     routing,
     same_bits,
@@ -56,6 +57,7 @@ def test_edits_add_no_hooks(loaded: Loaded, editor: Any, attach: Attach) -> None
     assert surface(loaded.model) == outside
 
 
+@once
 @named("llama-gqa")
 def test_a_hundred_edits_add_no_hooks(loaded: Loaded, editor: Any, attach: Attach) -> None:
     em = attach(loaded, editor)

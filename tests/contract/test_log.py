@@ -14,7 +14,7 @@ import pytest
 from editable.errors import LogError, WrongBaseError
 from editable.memory.log import Log
 from tests.conftest import Attach
-from tests.contract.harness import Edited, both_dtypes, edits_of, everything, named, same_bits
+from tests.contract.harness import Edited, both_dtypes, edits_of, everything, named, once, same_bits
 from tests.families import Loaded
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +115,7 @@ while True:
 """
 
 
+@once
 @named("llama-gqa")
 def test_what_was_acknowledged_survives_a_kill(loaded: Loaded, editor: Any, attach: Attach, tmp_path: Path) -> None:
     told = _killed_after(12, tmp_path / "edits.db", type(editor).__name__)
