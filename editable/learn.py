@@ -8,6 +8,7 @@ Knows module trees and losses; knows no editing method.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -151,20 +152,45 @@ class Probe:
 
         The forward up to the block that holds the site runs once, here; each call runs the rest. The returned function
         takes values (n, features) and rows (n,) of the batch, and gives (n, longest answer, vocabulary).
+
+        Raises:
+            SiteError: a text model's site is in none of its blocks.
         """
-        blocks = block_paths(self.model) if self.reader.text else []
-        earlier = blocks[: blocks.index(_holding_block(blocks, site))] if blocks else []
-        known = self._output_of(batch, earlier[-1]) if earlier else None
+        if self.reader.text and _earlier_blocks(self.model, site) is None:
+            blocks = block_paths(self.model)
+            raise SiteError(f"Site {site.path!r} is in none of the blocks {blocks[0]!r} ..., expected a module in one.")
+        rest = self.resume(batch, site)
 
         def run(values: Tensor, rows: Tensor) -> Tensor:
-            part = batch.select(rows)
-            with ExitStack() as stack:
-                if known is not None:
-                    stack.enter_context(_skipping(self.model, dict.fromkeys(earlier, _pick(known, rows, len(batch)))))
-                stack.enter_context(_putting(self.model, site, values, part.columns))
-                return self.logits(part)
+            columns = None if batch.columns is None else batch.columns[rows]
+            with _putting(self.model, site, values, columns):
+                return rest(rows)
 
         return run
+
+    def resume(self, batch: Batch, site: Site) -> Callable[[Tensor], Tensor]:
+        """What gives the logits (n, longest answer, vocabulary) of rows (n,) of the batch, again and again.
+
+        The blocks before the one that holds the site run once, here; each call runs the rest, with gradients where the
+        caller asks for them. A site in none of the blocks has everything run each time.
+        """
+        earlier = _earlier_blocks(self.model, site)
+        known = self._output_of(batch, earlier[-1]) if earlier else None
+
+        def run(rows: Tensor) -> Tensor:
+            given = {} if known is None else dict.fromkeys(earlier or (), _pick(known, rows, len(batch)))
+            with _skipping(self.model, given):
+                return self.logits(batch.select(rows))
+
+        return run
+
+    @contextmanager
+    def acting(self, sites: Mapping[str, Site], act: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+        """Inside, rows (batch, positions, features) at each site become what `act` makes of its role and them."""
+        with ExitStack() as stack:
+            for role, site in sites.items():
+                stack.enter_context(_changing(self.model, site, functools.partial(act, role)))
+            yield
 
     def _output_of(self, batch: Batch, path: str) -> Any:
         """What a block's forward gives over the batch: a tensor, or a tuple that starts with it."""
@@ -214,6 +240,43 @@ class Probe:
             values[rows] = (moving - stride[:, None] * gradient)[still].detach()
         values[rows] = best[rows]  # what was asked is out of reach for these: the nearest they came to it
 
+    @staticmethod
+    def descend_jointly(
+        loss: Callable[[Sequence[Tensor], Tensor], Tensor],
+        start: Sequence[Tensor],
+        count: int,
+        steps: int,
+        rate: float,
+        chunk: int = 32,
+        keep: Callable[[Sequence[Tensor]], Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Move tensors that `count` rows share until every row's loss is at most DONE, or for so many steps.
+
+        `loss` takes the tensors and indices (m,) of rows, and gives (m,) losses. `keep` takes the tensors and gives a
+        number that is added to the rows' mean: what holds them back elsewhere. A step is Adam's at learning rate
+        `rate`, over a chunk of rows that is drawn in an order that repeats: open rows first, then others, so that
+        those stay done.
+        """
+        moving = [tensor.detach().float().clone().requires_grad_() for tensor in start]
+        optimiser = torch.optim.Adam(moving, lr=rate)
+        draw = torch.Generator().manual_seed(count)
+        left = torch.full((count,), math.inf, device=moving[0].device)
+        for _ in range(steps):
+            rows = _open_first(left, chunk, draw)
+            with torch.enable_grad():
+                each = loss(moving, rows).float()
+                total = each.mean() if keep is None else each.mean() + keep(moving)
+            for tensor, gradient in zip(moving, torch.autograd.grad(total, moving), strict=True):
+                tensor.grad = gradient
+            optimiser.step()
+            left[rows] = each.detach()
+            if not bool((left > DONE).any()):
+                with torch.no_grad():  # a row may have moved since it was looked at
+                    left = torch.cat([loss(moving, part) for part in torch.arange(count).to(left.device).split(chunk)])
+                if not bool((left > DONE).any()):
+                    break
+        return [tensor.detach() for tensor in moving]
+
     def spread(self, site: Site) -> float:
         """The typical (median) distance from an unrelated input's activation at the site to its nearest neighbour.
 
@@ -244,6 +307,12 @@ class Probe:
         return at_columns(rows, last).float()
 
 
+def _open_first(left: Tensor, count: int, draw: torch.Generator) -> Tensor:
+    """At most `count` rows, in a random order: those with a loss (n,) still left before the others."""
+    order = torch.randperm(len(left), generator=draw).to(left.device)
+    return order[(left[order] <= DONE).long().argsort(stable=True)][:count]
+
+
 def at_columns(rows: Tensor, columns: Tensor | None) -> Tensor:
     """(n, features): of rows (n, positions, features) the one at each column; their mean where they are not tokens."""
     if columns is None or rows.shape[1] == 1:
@@ -271,11 +340,15 @@ def _logits_of(output: Any) -> Tensor:
     return logits  # type: ignore[no-any-return]
 
 
-def _holding_block(blocks: Sequence[str], site: Site) -> str:
-    for path in blocks:
-        if site.path == path or site.path.startswith(f"{path}."):
-            return path
-    raise SiteError(f"Site {site.path!r} is in none of the blocks {blocks[0]!r} ..., expected a module inside one.")
+def _earlier_blocks(model: nn.Module, site: Site) -> list[str] | None:
+    """Blocks that run before the one that holds the site; None where no block does."""
+    try:
+        blocks = block_paths(model)
+    except SiteError:
+        return None
+    inside = (place for place, path in enumerate(blocks) if f"{site.path}.".startswith(f"{path}."))
+    place = next(inside, None)
+    return None if place is None else blocks[:place]
 
 
 def _pick(output: Any, rows: Tensor, batch: int) -> Any:
@@ -319,22 +392,41 @@ def _only_at(head: nn.Module, columns: Tensor) -> Iterator[None]:
 @contextmanager
 def _putting(model: nn.Module, site: Site, values: Tensor, columns: Tensor | None) -> Iterator[None]:
     """Put one value per row (n, features) at the row's key token of the site, or everywhere where not tokens."""
+
+    def put(rows: Tensor) -> Tensor:
+        at = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+        if columns is not None and rows.shape[1] > 1:
+            at = torch.arange(rows.shape[1], device=rows.device) == columns[:, :1]
+        return torch.where(at[..., None], values[:, None].to(rows.dtype), rows)
+
+    with _changing(model, site, put):
+        yield
+
+
+@contextmanager
+def _changing(model: nn.Module, site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let rows (batch, positions, features) at the site become what `change` makes of them."""
     module = model.get_submodule(site.path)
 
     def put(activation: Any) -> Any:
         rows = site.read(activation)
-        at = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
-        if columns is not None and rows.shape[1] > 1:
-            at = torch.arange(rows.shape[1], device=rows.device) == columns[:, :1]
-        return site.write(activation, torch.where(at[..., None], values[:, None].to(rows.dtype), rows))
+        changed = change(rows)
+        return activation if changed is rows else site.write(activation, changed)
 
-    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (put(args[0]), *args[1:])
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (put(args[0]), *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, {**kwargs, name: put(kwargs[name])}
 
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:
         return put(output)
 
-    with module.register_forward_pre_hook(before) if site.side == "input" else module.register_forward_hook(after):
+    if site.side == "input":
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(after)
+    with handle:
         yield
 
 

@@ -441,3 +441,108 @@ def test_rows_at_columns() -> None:
     assert at_columns(rows, torch.tensor([2, 0])).tolist() == [[4.0, 5.0], [6.0, 7.0]]
     assert at_columns(rows, None).tolist() == [[2.0, 3.0], [8.0, 9.0]]
     assert at_columns(rows[:, :1], torch.tensor([2, 0])).tolist() == [[0.0, 1.0], [6.0, 7.0]]
+
+
+# --------------------------------------------------------------------------------------------- a joint descent
+
+
+def _distance(targets: Tensor) -> Any:
+    """Rows that each pull the one shared tensor towards their own target."""
+    return lambda moving, rows: (moving[0] - targets[rows]).square().sum(dim=1)
+
+
+def test_a_first_joint_step_by_hand() -> None:
+    """Adam's first step is the rate against the sign of the mean gradient, (2, -8)/2 here."""
+    targets = torch.tensor([[0.0, 2.0], [0.0, 6.0]])
+    (moved,) = Probe.descend_jointly(_distance(targets), [torch.tensor([1.0, 0.0])], 2, steps=1, rate=0.5)
+    assert torch.allclose(moved, torch.tensor([0.5, 0.5]))
+
+
+def test_what_holds_back_is_added_to_the_mean() -> None:
+    """The rows pull up with gradient -2, what holds back pulls down with 3: the first step goes down."""
+    (moved,) = Probe.descend_jointly(
+        _distance(torch.ones(4, 1)), [torch.zeros(1)], 4, steps=1, rate=0.25, keep=lambda moving: 3 * moving[0].sum()
+    )
+    assert torch.allclose(moved, torch.tensor([-0.25]))
+
+
+def test_a_joint_descent_stops_when_every_row_is_done() -> None:
+    steps: list[int] = []
+
+    def loss(moving: Any, rows: Tensor) -> Tensor:
+        steps.append(len(rows))
+        return (1 - moving[0]).clamp_min(0).expand(len(rows))
+
+    (moved,) = Probe.descend_jointly(loss, [torch.zeros(())], 3, steps=100, rate=0.5, chunk=2)
+    assert float(moved) >= 1 - DONE
+    assert len(steps) < 20
+
+
+def test_a_joint_descent_takes_open_rows_first() -> None:
+    """Rows 0 to 5 are done from the start: once each has been looked at, every chunk holds the two that are not."""
+    seen: list[set[int]] = []
+
+    def loss(moving: Any, rows: Tensor) -> Tensor:
+        seen.append(set(rows.tolist()))
+        return torch.where(rows < 6, 0.0, 1.0) + 0 * moving[0]
+
+    Probe.descend_jointly(loss, [torch.zeros(())], 8, steps=12, rate=0.1, chunk=4)
+    assert set().union(*seen) == set(range(8))
+    assert all({6, 7} <= rows for rows in seen[4:])
+
+
+def test_a_joint_descent_looks_again_at_all_before_it_stops() -> None:
+    """Row 1 wants what row 0 does not: seen one at a time each may look done, and together they never are."""
+    targets = torch.tensor([[1.0], [-1.0]])
+    calls: list[list[int]] = []
+
+    def loss(moving: Any, rows: Tensor) -> Tensor:
+        calls.append(rows.tolist())
+        return (moving[0] - targets[rows]).square().sum(dim=1)
+
+    Probe.descend_jointly(loss, [torch.zeros(1)], 2, steps=30, rate=0.3, chunk=1)
+    assert len(calls) >= 30
+
+
+def test_a_joint_descent_repeats_itself() -> None:
+    start = [torch.zeros(3), torch.ones(2, 3)]
+
+    def loss(moving: Any, rows: Tensor) -> Tensor:
+        return (moving[0] - rows[:, None]).square().sum(dim=1) + moving[1].square().sum()
+
+    once, again = (Probe.descend_jointly(loss, start, 9, steps=7, rate=0.1, chunk=4) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    assert torch.equal(start[1], torch.ones(2, 3)), "the start is not written into"
+
+
+@pytest.mark.parametrize("block", [0, -1])
+def test_a_resumed_forward_is_the_whole_forward(loaded: Loaded, block: int) -> None:
+    probe = probe_of(loaded)
+    batch = batch_of(loaded, probe)
+    site = Site(_block(loaded, block))
+    rows = torch.tensor([2, 0])
+    with torch.no_grad():
+        assert close(probe.resume(batch, site)(rows), probe.logits(batch)[rows])
+
+
+def _block(loaded: Loaded, block: int) -> str:
+    try:
+        return block_paths(loaded.model)[block]
+    except SiteError:  # torchvision's networks have no list of blocks
+        return classifier_head(loaded.model)
+
+
+def test_acting_changes_what_follows_and_passes_gradients(loaded: Loaded) -> None:
+    probe = probe_of(loaded)
+    batch = batch_of(loaded, probe)
+    site = Site(_block(loaded, -1))
+    scale = torch.ones((), requires_grad=True)
+    rest = probe.resume(batch, site)
+    every = torch.arange(len(batch))
+    with torch.no_grad():
+        before = rest(every)
+    with probe.acting({"last": site}, lambda role, rows: rows * scale if role == "last" else rows):
+        assert torch.equal(rest(every), before)
+        (gradient,) = torch.autograd.grad(rest(every).square().sum(), scale)
+    assert gradient.abs() > 0
+    assert torch.equal(rest(every).detach(), before), "nothing acts outside"
