@@ -1,5 +1,6 @@
 """What an edit does to the network. One editor per file; the list of editors is this folder."""
 
+from editable.adapters.calinet import CaliNet
 from editable.adapters.grace import GRACE
 
-__all__ = ["GRACE"]
+__all__ = ["GRACE", "CaliNet"]

@@ -42,6 +42,7 @@ class Call:
         decisions: editor name to what it decided; filled by prefill, carried by the KV cache.
         editor: name of the editor being applied now.
         role: the role, in that editor's `sites`, of the site being applied now.
+        held: what the editor's earlier site keeps for its later one in this forward; never outlives it.
     """
 
     snapshot: Snapshot
@@ -51,6 +52,7 @@ class Call:
     decisions: dict[str, Decision] = field(default_factory=dict)
     editor: str = ""
     role: str = ""
+    held: dict[str, Tensor] = field(default_factory=dict)
     phase: str = "prefill"
     past: int = 0  # tokens in the KV cache before this forward
     prompt: int = 0  # columns up to the end of the prompt; 0 while that has not been seen

@@ -26,6 +26,8 @@ from editable.site import Site, block_paths, classifier_head
 
 CHUNK = 512  # vectors that go through the vocabulary head at once; bounds memory to CHUNK x vocabulary
 
+GOES_ON = 24  # tokens that the model adds to each reference prompt
+
 DONE = 0.01  # log-odds short of what was asked; the last bit of the way would take as many steps as all the rest
 
 
@@ -81,6 +83,7 @@ class Probe:
         self.reader = reader
         self._reference = reference
         self._spreads: dict[Site, float] = {}
+        self._said: Batch | None = None
         self._tuples: dict[str, int] = {}  # block to the length of the tuple its forward gives; 0 for a tensor
 
     def capture(self, batch: Batch, sites: Sequence[Site]) -> Capture:
@@ -276,6 +279,39 @@ class Probe:
                 if not bool((left > DONE).any()):
                     break
         return [tensor.detach() for tensor in moving]
+
+    def reference(self) -> Batch | None:
+        """The reference prompts and, where the model writes text, what it goes on to say by itself; sampled once.
+
+        None without a tokenizer. What an edit must leave alone, for editors that act wherever an activation leads them.
+        """
+        if self._said is None and self.reader.tokenizer is not None and self._reference:
+            self._said = self._go_on(self.reader.stack([self.reader.arguments(text) for text in self._reference]))
+        return self._said
+
+    def _go_on(self, prompts: dict[str, Tensor]) -> Batch:
+        device, count = self.reader.device, len(self._reference)
+        nothing = torch.full((count, 1), -100, device=device)
+        if not self.reader.text:
+            return Batch(prompts, None, nothing, nothing[:, 0])
+        ids, mask = prompts["input_ids"], prompts["attention_mask"]
+        if not self.reader.seq2seq:  # generated text follows its prompt: padding goes to the left
+            shift = mask.sum(dim=1, keepdim=True) + torch.arange(ids.shape[1], device=device)
+            ids, mask = ids.gather(1, shift % ids.shape[1]), mask.gather(1, shift % ids.shape[1])
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            said = self.model.generate(  # type: ignore[operator]
+                input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=GOES_ON,
+                pad_token_id=self.reader.pad,
+            )  # fmt: skip
+        if self.reader.seq2seq:
+            real = (said != self.reader.pad).long()
+            real[:, 0] = 1
+            arguments = {**prompts, "decoder_input_ids": said, "decoder_attention_mask": real}
+        else:
+            new = said[:, ids.shape[1] :]
+            arguments = {"input_ids": said, "attention_mask": torch.cat([mask, (new != self.reader.pad).long()], dim=1)}
+        return Batch(arguments, torch.zeros_like(nothing), nothing, nothing[:, 0])
 
     def spread(self, site: Site) -> float:
         """The typical (median) distance from an unrelated input's activation at the site to its nearest neighbour.
