@@ -6,12 +6,14 @@ structure and shapes, never model names.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from editable.errors import SiteError
@@ -157,6 +159,64 @@ def down_projection(model: nn.Module, block: str) -> str:
             f"Block {block!r} has no linear layer, expected a feed-forward; name the module with site='...'."
         )
     return f"{block}.{(narrowing or [name for name, _ in shaped])[-1]}"
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Where units can stand beside a feed-forward: they read what it reads, and add to what it gives.
+
+    Args:
+        input: what goes into its first linear layer, rows (batch, positions, features).
+        output: what comes out of its last one.
+        activation: of its hidden units, number by number.
+        gated: whether each hidden unit is the product of an activated and of a plain linear one (SwiGLU, GeGLU).
+    """
+
+    input: Site
+    output: Site
+    activation: Callable[[Tensor], Tensor]
+    gated: bool = False
+
+
+def feed_forward(model: nn.Module, block: str) -> FeedForward:
+    """The feed-forward of a block: its down projection, the linear layers of the opposite shape, what lies between.
+
+    Raises:
+        SiteError: the block has none, or several side by side (a mixture of experts).
+    """
+    down = down_projection(model, block)
+    wide, narrow = _linear_shape(model.get_submodule(down)) or (0, 0)
+    shapes = {name: _linear_shape(module) for name, module in model.get_submodule(block).named_modules()}
+    up = [name for name, shape in shapes.items() if shape in ((narrow, wide), (narrow, 2 * wide))]
+    if len(up) not in (1, 2) or wide == narrow:
+        raise SiteError(
+            f"Block {block!r} has {len(up)} linear layers that lead to {down!r}, expected the one of a feed-forward or "
+            "the two of a gated one; name another module with site='...'."
+        )
+    gated = len(up) == 2 or shapes[up[0]] == (narrow, 2 * wide)
+    return FeedForward(Site(f"{block}.{up[0]}", side="input"), Site(down), _activation(model, block), gated)
+
+
+def _activation(model: nn.Module, block: str) -> Callable[[Tensor], Tensor]:
+    for module in model.get_submodule(block).modules():
+        if _is_activation(module):
+            return module
+    raise SiteError(f"Block {block!r} has no activation function among its modules; name another with site='...'.")
+
+
+def _is_activation(module: nn.Module) -> bool:
+    """Whether it takes each number by itself, has nothing of its own, and is not the identity (dropout is)."""
+    if any(True for _ in module.children()) or any(True for _ in module.parameters()):
+        return False
+    resting = copy.copy(module)
+    resting.training = False  # of the copy: dropout that drops would draw random numbers
+    numbers = torch.linspace(-3, 3, 7)
+    try:
+        whole, part = resting.forward(numbers), resting.forward(numbers[:1])
+        alike = torch.allclose(whole[:1], part, atol=1e-3)
+    except Exception:  # whatever it takes, it is not numbers
+        return False
+    return alike and whole.shape == numbers.shape and not torch.equal(whole, numbers)
 
 
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:

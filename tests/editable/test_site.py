@@ -13,10 +13,12 @@ from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOut
 
 from editable.errors import SiteError
 from editable.site import (
+    FeedForward,
     Site,
     block_paths,
     classifier_head,
     down_projection,
+    feed_forward,
     find_module,
     is_seq2seq,
     writes_text,
@@ -193,6 +195,63 @@ def test_the_head_is_the_last_linear() -> None:
     assert classifier_head(Net()) == "head"
     with pytest.raises(SiteError, match="ReLU has no linear layer"):
         classifier_head(nn.ReLU())
+
+
+FEED_FORWARDS = {
+    "gpt2": ("mlp.c_fc", "mlp.c_proj", False, nn.GELU("tanh")),
+    "llama-gqa": ("mlp.gate_proj", "mlp.down_proj", True, nn.SiLU()),
+    "qwen3-qk-norm": ("mlp.gate_proj", "mlp.down_proj", True, nn.SiLU()),
+    "gemma3-sliding": ("mlp.gate_proj", "mlp.down_proj", True, nn.GELU("tanh")),
+    "t5": ("layer.2.DenseReluDense.wi", "layer.2.DenseReluDense.wo", False, nn.ReLU()),
+    "bart": ("fc1", "fc2", False, nn.GELU()),
+    "bert": ("intermediate.dense", "output.dense", False, nn.GELU()),
+    "vit": ("mlp.fc1", "mlp.fc2", False, nn.GELU()),
+}
+
+
+@pytest.mark.parametrize("name", FEED_FORWARDS)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_feed_forward_of_a_block(name: str, training: bool) -> None:
+    """Also while the user trains the model, whose dropout then draws random numbers: none are drawn here."""
+    up, down, gated, activation = FEED_FORWARDS[name]
+    model = {family.name: family for family in FAMILIES}[name].load().model.train(training)
+    block, state = block_paths(model)[-1], torch.get_rng_state()
+    found = feed_forward(model, block)
+    assert (found.input, found.output) == (Site(f"{block}.{up}", side="input"), Site(f"{block}.{down}"))
+    assert found.gated == gated
+    numbers = torch.linspace(-4, 4, 9)
+    torch.testing.assert_close(found.activation(numbers), activation(numbers), atol=1e-3, rtol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training == training for module in model.modules())
+
+
+class Fused(nn.Module):
+    """Gate and up projection in one layer."""
+
+    def __init__(self, ups: int = 1) -> None:
+        super().__init__()
+        self.mix = nn.Linear(4, 4)
+        self.drop = nn.Dropout(0.5)
+        self.ups = nn.ModuleList(nn.Linear(4, 12) for _ in range(ups))
+        self.act = nn.SiLU()
+        self.down = nn.Linear(6, 4)
+
+
+def test_a_gated_feed_forward_with_one_wide_layer() -> None:
+    model = nn.ModuleDict({"block": Fused()})
+    found = feed_forward(model, "block")
+    assert found == FeedForward(Site("block.ups.0", side="input"), Site("block.down"), model["block"].act, True)
+
+
+def test_a_mixture_of_experts_is_refused() -> None:
+    message = r"Block 'block' has 3 linear layers that lead to 'block\.down', expected .* site='\.\.\.'"
+    with pytest.raises(SiteError, match=message):
+        feed_forward(nn.ModuleDict({"block": Fused(3)}), "block")
+
+
+def test_a_feed_forward_without_an_activation_is_refused() -> None:
+    with pytest.raises(SiteError, match=r"Block 'blocks\.0' has no activation function among its modules"):
+        feed_forward(Net(), "blocks.0")
 
 
 KINDS = {
