@@ -35,7 +35,7 @@ from editable.learn import Probe, shortfall
 from editable.memory.rows import Rows
 from editable.site import Site, block_paths, classifier_head, feed_forward, writes_text
 
-LATE = 2 / 3  # of the blocks lie before the first with slots: facts are recalled late (the paper's script: the last)
+LATE = 4 / 5  # of the blocks lie before the first with slots: facts are recalled late (the paper's script: the last)
 PLACES = 3  # feed-forwards with slots, where `layers` does not say
 HELD_BACK = 512  # tokens of other text that every step looks at
 
@@ -95,7 +95,7 @@ class CaliNet:
 
     Args:
         layers: blocks whose feed-forwards get slots, counted from 0, from the end where negative; None takes three of
-            the last third.
+            the last fifth.
         slots: of one bank, in each of its layers (paper: 64 for 100 facts, 256 for question answering).
         form: how a slot is activated: "relu" as beside T5's feed-forward, or "gated" as beside T5.1.1's, GELU(x·K̃ᵀ)
             times a second linear read; None takes "relu", under which slots that see nothing of theirs add exactly 0.
@@ -120,7 +120,7 @@ class CaliNet:
     form: Literal["relu", "gated"] = "relu"
     probability: float = 0.98
     steps: int = 400
-    rate: float = 1e-2
+    rate: float = 0.03
     hold: float = 1.0
 
     def __post_init__(self) -> None:
@@ -137,20 +137,19 @@ class CaliNet:
     def sites(self, model: nn.Module) -> Mapping[str, Site]:
         """Two roles for each place: "0.input" is read, "0.output" is added to."""
         roles: dict[str, Site] = {}
-        for place, beside in enumerate(self._feed_forwards(model)):
-            roles |= {f"{place}.input": beside[0], f"{place}.output": beside[1]}
+        for place, (read, added) in enumerate(self._pairs(model)):
+            roles |= {f"{place}.input": read, f"{place}.output": added}
         return roles
 
-    def _feed_forwards(self, model: nn.Module) -> list[tuple[Site, Site]]:
-        """What is read and what is added to, at each place."""
+    def _pairs(self, model: nn.Module) -> list[tuple[Site, Site]]:
+        """At each place what is read, and what is added to: the residual stream behind the block."""
         try:
-            found = [feed_forward(model, block) for block in self._blocks(model)]
+            return [(feed_forward(model, block).input, Site(block)) for block in self._blocks(model)]
         except SiteError:
             if self.layers is not None or writes_text(model):
                 raise
             head = classifier_head(model)
             return [(Site(head, side="input"), Site(head))]
-        return [(one.input, one.output) for one in found]
 
     def _blocks(self, model: nn.Module) -> list[str]:
         blocks = block_paths(model)
@@ -194,7 +193,7 @@ class CaliNet:
                 logits = rest(rows)
             return shortfall(logits, batch.answers[rows], self.probability).sum(dim=1)
 
-        start = self._start(places, min(self.slots, 2 * len(batch)))
+        start = self._start(places, min(self.slots, 2 * len(places[0].own)))
         keep = self._holding(places) if self.hold and places[0].elsewhere is not None else None
         found = probe.descend_jointly(loss, start, len(batch), self.steps, self.rate, keep=keep)
         return _enter(state, requests, _slots(found, places))
@@ -210,7 +209,7 @@ class CaliNet:
         return start
 
     def _holding(self, places: Sequence[Place]) -> Callable[[Sequence[Tensor]], Tensor]:
-        """What slots add at a draw of other text's tokens, against what the feed-forward gives: mean squared norms."""
+        """Mean square of what slots add at a draw of other text's tokens, in units of what they are added to."""
         draw = torch.Generator().manual_seed(0)
 
         def hold(moving: Sequence[Tensor]) -> Tensor:
@@ -288,8 +287,8 @@ class Place:
         own: (n, features) of the edits' tokens at which something can be added: where keys start.
         elsewhere: (tokens, features) where no edit is meant; None where there is nothing to look at.
         read_norm: typical norm of what is read.
-        given: typical size of one number of what the feed-forward gives.
-        width: of what it gives.
+        given: typical size of one number of what is added to.
+        width: of what is added to.
     """
 
     name: str
@@ -320,7 +319,7 @@ def _places(
                 own,
                 torch.cat(reads) if reads else None,
                 own.norm(dim=1).mean().clamp_min(1e-12),
-                given.square().mean().sqrt().clamp_min(1e-12),
+                given.abs().median().clamp_min(1e-12),
                 given.shape[-1],
             )
         )
@@ -389,7 +388,7 @@ def _capture(probe: Probe, sites: Mapping[str, Site], state: Banks, batch: Batch
 
 
 def _slots(moving: Sequence[Tensor], places: Sequence[Place]) -> dict[str, Slots]:
-    """Place to slots, of tensors that move in units of what is read and given there, so many to each place."""
+    """Place to slots, of tensors that move in units of what is read and added to there, so many to each place."""
     size, found = len(moving) // len(places), dict[str, Slots]()
     for index, place in enumerate(places):
         *reading, values = moving[index * size : (index + 1) * size]

@@ -23,6 +23,8 @@ from typing import Any, overload
 import torch
 from torch import nn
 
+from editable.asking import Asker
+from editable.assess import Assessment, Fact, assess
 from editable.digest import base_digest, tokenizer_digest
 from editable.edit import Edit, ModelInput, Patch, Receipt, Verification, check_prompt
 from editable.editor import Editor
@@ -145,6 +147,14 @@ class EditableModel:
             )
         start = 0 if self._reader.seq2seq else stacked["input_ids"].shape[1]
         return str(self._reader.tokenizer.decode(tokens[0, start:], skip_special_tokens=True))
+
+    def assess(self, facts: Sequence[Fact]) -> list[Assessment]:
+        """Which facts the model lacks, by how likely it finds them against statements like them that are wrong.
+
+        What this thread sees now is assessed, edits included; `em.edit([a.fact.edit for a in em.assess(facts) if
+        a.lacking])` edits only what is needed.
+        """
+        return assess(Asker(self.model, self.tokenizer), facts)
 
     @contextmanager
     def unedited(self) -> Iterator[None]:

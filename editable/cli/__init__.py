@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 STORE = Path("edits.db")
 MODEL_HELP = "smollm2, a directory written by save_pretrained, a .gguf file, or a hub id."
+FACTS_HELP = (
+    "Facts, a JSON object a line: the fields of an edit, and wrong_prompts (after which its target is wrong) or "
+    "wrong_targets (wrong answers to its prompt)."
+)
 FILE_HELP = "Many edits: a JSON object a line, its fields named as in editable.Edit."
 
 Store = Annotated[Path, Option("--store", envvar="EDITABLE_STORE", help="The file that holds the edits.")]
@@ -135,6 +139,35 @@ def latency(
         terminal.tell({**about, "paired": paired, "report": report.as_dict()})
     else:
         terminal.out().print(timing.shown(paired), f"\n{report}")
+
+
+@app.command()
+def assess(
+    file: Annotated[Path, Argument(exists=True, dir_okay=False, help=FACTS_HELP)],
+    store: Store = STORE,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Print which facts the model lacks: those it finds less likely than statements like them that are wrong."""
+    from editable.cli.incoming import facts_of
+    from editable.cli.opening import opened
+
+    facts = facts_of(file)
+    with opened(store, model) as em:
+        marks = em.assess(list(facts.values()))
+    found = [
+        {"prompt": m.fact.edit.prompt, "target": m.fact.edit.target, "right": m.right, "wrong": m.wrong}
+        | {"score": m.score, "lacking": m.lacking, "where": where}
+        for where, m in zip(facts, marks, strict=True)
+    ]
+    if as_json:
+        terminal.tell({"facts": found, "lacking": sum(mark.lacking for mark in marks)})
+        return
+    rows = [
+        (terminal.pair(one), *(f"{one[name]:.3g}" for name in ("right", "wrong", "score")), "lacks it" * one["lacking"])
+        for one in found
+    ]
+    _print_table(("prompt -> target", "P(right)", "P(wrong)", "CKA", ""), rows)
 
 
 # --- changes ---

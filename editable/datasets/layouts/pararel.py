@@ -5,7 +5,7 @@ Knows that only a pattern with the object at its end can be a prompt. Relations 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from editable.datasets import files
@@ -37,16 +37,16 @@ def read(path: Path, split: str | None) -> Iterator[Case]:
         )
     for file in sorted((path / _PATTERNS).glob("*.jsonl")):
         pairs = path / _PAIRS / file.name
-        templates = _templates(files.read(file))
+        templates = prompts(pattern.text("pattern") for pattern in files.read(file))
         if templates and pairs.is_file():
             yield from (_case(pair, templates) for pair in files.read(pairs))
 
 
-def _templates(patterns: Iterator[Record]) -> list[str]:
-    """The patterns that end with the object, without it."""
+def prompts(patterns: Iterable[str]) -> list[str]:
+    """The patterns that end with the object [Y], without it; the subject [X] is still to be put in."""
     found = []
     for pattern in patterns:
-        before, _, behind = pattern.text("pattern").partition("[Y]")
+        before, _, behind = pattern.partition("[Y]")
         if "[X]" in before and not behind.strip(" ."):
             found.append(before.strip())
     return found

@@ -1,0 +1,212 @@
+"""Facts a model lacks, learned together from half of their wordings, asked for in the other half.
+
+The physics. An editor that learns a set of facts as one has to put them where other wordings find them too, and where
+nothing else does. Contrastive knowledge assessment first finds the facts that the model lacks: those that it finds less
+likely than the same answer after statements about the same subject that are wrong. They go in as one batch, each with
+every other of its relation's templates; the other templates are its neighbourhood. What must not change are facts that
+the model answers rightly, of the same relations and in the same templates (their drawdown is the strictest there is),
+and unrelated texts.
+
+Accuracies are teacher-forced by token, the end token of an answer included; drawdown is over tokens of answers without
+it, since a model that was never told to stop does not.
+
+    editable bench calibration --data pararel
+    editable bench calibration --data pararel --editor grace --facts 20
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from editable import Edit, EditableModel, metrics
+from editable.asking import Asker
+from editable.assess import Fact
+from editable.benchmarks import common, editors
+from editable.benchmarks.report import Report, Table, publish
+from editable.datasets import files
+from editable.datasets.layouts.pararel import prompts
+from editable.errors import DataError, InputError
+from editable.metrics import Accuracy, Edited
+
+LEAST = 4  # templates that a relation needs: two to learn from, two to ask
+MORE = 4  # tokens that a free answer may be longer than the right one
+
+
+def options() -> ArgumentParser:
+    """The command line."""
+    parser = common.parser(__doc__, "calibration")
+    parser.add_argument("--editor", default="calinet", help=f"one of {', '.join(editors.editors())}")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="an option of the editor")
+    parser.add_argument("--facts", type=int, default=100, help="facts to learn")
+    parser.add_argument("--assessed", type=int, default=12, help="facts of each relation to assess")
+    parser.add_argument("--questions", type=int, default=200, help="unrelated texts, at most")
+    return parser
+
+
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """A fact in all wordings of its relation: the fact's own and its edit's rephrases to learn from, others to ask."""
+
+    fact: Fact
+    asked: tuple[str, ...]
+
+
+def statements(folder: Path, most: int, seed: int) -> Iterator[Statement]:
+    """Facts of every relation that has wordings to split and wrong statements to compare with.
+
+    Raises:
+        DataError: the folder is not ParaRel with CaliNet's relations beside it.
+    """
+    contrast, draw = folder / "calinet_relations.jsonl", random.Random(seed)
+    if not contrast.is_file():
+        raise DataError(f"--data {str(folder)!r} has no {contrast.name}, expected it beside ParaRel's folders.")
+    for relation in files.read(contrast):
+        name = f"{relation.text('relation')}.jsonl"
+        patterns, pairs = folder / "patterns" / name, folder / "trex_lms_vocab" / name
+        if not patterns.is_file() or not pairs.is_file():
+            continue
+        wordings = prompts(pattern.text("pattern") for pattern in files.read(patterns))
+        wrong = prompts(relation.texts("wrong"))
+        if len(wordings) >= LEAST and wrong:
+            known = [(pair.text("sub_label"), pair.text("obj_label")) for pair in files.read(pairs)]
+            for subject, target in draw.sample(known, min(most, len(known))):
+                yield _statement(subject, f" {target}", wordings, wrong)
+
+
+def _statement(subject: str, target: str, wordings: Sequence[str], wrong: Sequence[str]) -> Statement:
+    said = [wording.replace("[X]", subject) for wording in wordings]
+    prompt, *rephrases = said[::2]
+    contrast = [one.replace("[X]", subject) for one in wrong]
+    return Statement(Fact(Edit(prompt, target, rephrases=rephrases, subject=subject), contrast), tuple(said[1::2]))
+
+
+# --- measuring ---
+
+Question = tuple[str, str]
+"""A prompt and its right answer."""
+
+
+def forced(asker: Asker, questions: Sequence[Question]) -> list[float]:
+    """Share of each answer's tokens that are most likely where they are due, the end token left out."""
+    prompts, answers = _columns(questions)
+    targets = asker.target_ids(prompts, answers)
+    return [metrics.forced_share(*pair) for pair in zip(asker.forced(prompts, answers), targets, strict=True)]
+
+
+def accuracies(asker: Asker, questions: Sequence[Question]) -> list[Accuracy]:
+    """Forced, and whether the free greedy answer is the right one and ends by itself."""
+    lengths = [len(ids) + MORE for ids in asker.target_ids(*_columns(questions))]
+    said = asker.free([prompt for prompt, _ in questions], lengths)
+    exact = [metrics.exact_match(s.text, s.stopped, [a]) for s, (_, a) in zip(said, questions, strict=True)]
+    return [Accuracy(*both) for both in zip(forced(asker, questions), exact, strict=True)]
+
+
+def _columns(questions: Sequence[Question]) -> tuple[list[str], list[str]]:
+    return [prompt for prompt, _ in questions], [answer for _, answer in questions]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Statements that the model lacks, and questions that it answers rightly by itself.
+
+    Args:
+        lacking: to be learned.
+        known: of the same relations, in their first wordings.
+    """
+
+    lacking: Sequence[Statement]
+    known: Sequence[Question]
+
+
+def split(em: EditableModel, found: Sequence[Statement], count: int, seed: int) -> Split:
+    """Assess all of them; of those that are lacking `count`, drawn."""
+    marks = em.assess([statement.fact for statement in found])
+    lacking = [statement for statement, mark in zip(found, marks, strict=True) if mark.lacking]
+    others = [mark.fact.right for mark in marks if not mark.lacking]
+    questions = [(str(prompt), str(answer)) for prompt, answer in others]
+    right = forced(Asker(em.model, em.tokenizer), questions)
+    drawn = random.Random(seed).sample(lacking, min(count, len(lacking)))
+    return Split(drawn, [question for question, share in zip(questions, right, strict=True) if share == 1])
+
+
+def edited(asker: Asker, chosen: Sequence[Statement]) -> list[Edited]:
+    """Each fact's own prompt, and the wordings that were not shown."""
+    own = accuracies(asker, [(str(one.fact.edit.prompt), str(one.fact.edit.target)) for one in chosen])
+    asked = iter(accuracies(asker, [(text, str(one.fact.edit.target)) for one in chosen for text in one.asked]))
+    return [Edited(mine, tuple(next(asked) for _ in one.asked)) for mine, one in zip(own, chosen, strict=True)]
+
+
+def measured(em: EditableModel, parts: Split, unrelated: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Quality before and after, and seconds."""
+    asker = Asker(em.model, em.tokenizer)
+    before, was = edited(asker, parts.lacking), asker.logits(unrelated)
+    common.note(f"{len(parts.lacking)} facts the model lacks, {len(parts.known)} it answers rightly")
+    start = time.perf_counter()
+    receipts = em.edit([one.fact.edit for one in parts.lacking], verify=False)
+    seconds = {"learning_seconds": time.perf_counter() - start}
+    common.note(f"learned in {seconds['learning_seconds']:.0f} s")
+    after, now = edited(asker, parts.lacking), asker.logits(unrelated)
+    known = forced(asker, parts.known)
+    quality = {
+        "facts": len(parts.lacking),
+        "shown": sum(1 + len(one.fact.edit.rephrases) for one in parts.lacking),
+        "asked": sum(len(one.asked) for one in parts.lacking),
+        "reliability_on_all_shown": metrics.mean(receipt.verified.reliability for receipt in receipts),
+        **{f"{when}_{name}": value for when, e in (("before", before), ("after", after)) for name, value in _rates(e)},
+        "known": len(parts.known),
+        "drawdown_known": 1 - (metrics.mean(known) or 0) if known else None,
+        **_drift(was, now),
+    }
+    return quality, seconds
+
+
+def _rates(found: Sequence[Edited]) -> Iterator[tuple[str, float | None]]:
+    for rate in (metrics.success_rate, metrics.generalization_rate):
+        accuracy = rate(found)
+        for form in ("forced", "exact"):
+            yield f"{rate.__name__}_{form}", None if accuracy is None else getattr(accuracy, form)
+
+
+def _drift(was: Sequence[Tensor], now: Sequence[Tensor]) -> dict[str, float | None]:
+    """Of unrelated texts, at the token that begins the answer, and at all of them."""
+    pairs = list(zip(was, now, strict=True))
+    return {
+        "unrelated": len(pairs),
+        "drawdown_unrelated": 1 - (metrics.mean(metrics.agreement(a[-1:], b[-1:]) for b, a in pairs) or 0),
+        "unrelated_same_token": metrics.mean(metrics.agreement(a, b) for b, a in pairs),
+        "unrelated_bit_equal": metrics.bit_equal_share(now, was),
+        "unrelated_kl_nats": metrics.mean(metrics.kl_nats(b, a) for b, a in pairs),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Assess, learn, ask, show."""
+    chosen = options().parse_args(argv)
+    model, tokenizer = common.prepare(chosen)
+    card = common.machine_card(model)
+    if chosen.data is None:
+        raise InputError("--data is missing, expected a folder with ParaRel and CaliNet's relations.")
+    found = list(statements(Path(chosen.data), chosen.assessed, chosen.seed))
+    with closing(EditableModel(model, tokenizer, editor=common.editor(chosen))) as em:
+        parts = split(em, found, chosen.facts, chosen.seed)
+        quality, seconds = measured(em, parts, common.unrelated(chosen, chosen.questions))
+    rows = [[name.replace("_", " "), value] for name, value in {"assessed": len(found), **quality, **seconds}.items()]
+    title = f"{len(parts.lacking)} facts the model lacks, {chosen.editor}"
+    publish(
+        Report("calibration", card, common.given(chosen), quality, seconds, [Table(title, ("", "value"), rows)]),
+        chosen.results,
+        chosen.against,
+    )
+
+
+if __name__ == "__main__":
+    main()
