@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from editable.edit import Edit, ModelInput, check_prompt
 from editable.errors import InputError
+from editable.scoring import likelihoods
 from editable.system import Asked
 
 THRESHOLD = 1.0  # the paper's: a fact less likely than what is wrong is one the model lacks
@@ -74,8 +74,9 @@ class Assessment:
 
     Args:
         fact: what was asked about.
-        right: probability of the right statement's whole target, its end token not counted.
-        wrong: mean probability of the wrong ones.
+        right: probability of the right statement's target by token (the geometric mean over its tokens, so that
+            answers of other lengths can be compared; the paper's are of one token), its end token not counted.
+        wrong: mean probability of the wrong ones, by token likewise.
         score: CKA = right / wrong.
     """
 
@@ -96,26 +97,15 @@ def assess(asked: Asked, facts: Sequence[Fact]) -> list[Assessment]:
     for start in range(0, len(facts), TOGETHER):
         some = facts[start : start + TOGETHER]
         pairs = [pair for fact in some for pair in (fact.right, *fact.wrong)]
-        logs = iter(_log_probabilities(asked, pairs))
+        logs = iter([-nats for nats in likelihoods(asked, pairs)])
         found += [_assessment(fact, [next(logs) for _ in range(1 + len(fact.wrong))]) for fact in some]
     return found
 
 
 def _assessment(fact: Fact, logs: Sequence[float]) -> Assessment:
     right, wrong = logs[0], _log_mean(logs[1:])
-    # In logarithms: probabilities of long answers are too small for their quotient.
+    # In logarithms: probabilities may be too small for their quotient.
     return Assessment(fact, math.exp(right), math.exp(wrong), math.exp(min(right - wrong, 700.0)))
-
-
-def _log_probabilities(asked: Asked, pairs: Sequence[tuple[ModelInput, str | int]]) -> list[float]:
-    """Natural logarithm of the probability of each answer as a whole."""
-    prompts, answers = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
-    logits, targets = asked.forced(prompts, answers), asked.target_ids(prompts, answers)
-    return [_log_probability(one, target) for one, target in zip(logits, targets, strict=True)]
-
-
-def _log_probability(logits: Tensor, target: Tensor) -> float:
-    return float(logits.double().log_softmax(dim=-1).gather(-1, target[:, None]).sum())
 
 
 def _log_mean(logs: Sequence[float]) -> float:

@@ -20,7 +20,7 @@ from editable.cli import app
 from editable.memory.log import Entry, Identity, Log
 from tests.families import FAMILIES
 
-COMMANDS = ("demo", "ask", "latency", "edit", "rollback", "log", "show", "diff")
+COMMANDS = ("demo", "ask", "latency", "assess", "edit", "rollback", "log", "show", "diff")
 PROMPT, TARGET = "alpha bravo charlie", " delta echo"
 OTHER, OTHER_TARGET = "who is oscar", " foxtrot two"
 UNRELATED = "november uniform mike"
@@ -278,6 +278,37 @@ def test_a_failed_edit_as_text(edited: Path) -> None:
     result = run("edit", "say seven", " nine", "--locality", "say seven", "--store", edited, code=1)
     assert result.stdout == ""
     assert result.stderr.startswith("error: PROMPT: 1 of 1 edits failed verification")
+
+
+def test_assess(edited: Path, tmp_path: Path) -> None:
+    """The store's edit is known to the model that shows it; the same answer to another prompt, against it, is not."""
+    facts = [
+        {"prompt": PROMPT, "target": TARGET, "wrong_prompts": [OTHER]},
+        {"prompt": OTHER, "target": TARGET, "wrong_prompts": [PROMPT]},
+    ]
+    file = tmp_path / "facts.jsonl"
+    file.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    found = plain("assess", file, "--store", edited)
+    assert [fact["lacking"] for fact in found["facts"]] == [False, True]
+    assert found["lacking"] == 1
+    assert found["facts"][0]["score"] == pytest.approx(found["facts"][0]["right"] / found["facts"][0]["wrong"])
+    text = run("assess", file, "--store", edited).stdout
+    assert text.count("lacks it") == 1
+    assert "CKA" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a", "target": " b"}', "Fact 'a' has nothing wrong to compare with"),
+        ('{"prompt": "a", "target": " b", "wrong_prompts": "c"}', "field 'wrong_prompts' is \"c\", expected a list of"),
+        ('{"target": " b", "wrong_prompts": ["c"]}', "field 'prompt' is missing, expected text."),
+    ],
+)
+def test_facts_that_cannot_be_understood(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_text(line + "\n")
+    assert f"{file}:1: {message}" in fails("assess", file, "--store", tmp_path / "none.db")
 
 
 def test_rollback(edited: Path, edit_id: str) -> None:

@@ -546,3 +546,43 @@ def test_acting_changes_what_follows_and_passes_gradients(loaded: Loaded) -> Non
         (gradient,) = torch.autograd.grad(rest(every).square().sum(), scale)
     assert gradient.abs() > 0
     assert torch.equal(rest(every).detach(), before), "nothing acts outside"
+
+
+# -------------------------------------------------------------------------------------------------- other text
+
+TEXTS = ("november uniform mike", "india golf")
+
+
+@TEXT
+def test_reference_is_the_prompts_and_what_the_model_goes_on_to_say(loaded: Loaded) -> None:
+    probe = probe_of(loaded, TEXTS)
+    state = torch.get_rng_state()
+    reference = probe.reference()
+    assert reference is not None
+    assert probe.reference() is reference, "sampled once"
+    assert torch.equal(torch.get_rng_state(), state)
+    seq2seq = loaded.family.kind == "seq2seq"
+    ids = reference.arguments["decoder_input_ids" if seq2seq else "input_ids"]
+    mask = reference.arguments["decoder_attention_mask" if seq2seq else "attention_mask"]
+    assert ids.shape == mask.shape
+    for row, text in enumerate(TEXTS):
+        real = ids[row][mask[row].bool()].tolist()
+        prompt = loaded.tokenizer(text).input_ids
+        assert len(real) > (1 if seq2seq else len(prompt))
+        assert seq2seq or real[: len(prompt)] == prompt
+
+
+@CLASSIFIERS
+def test_a_classifiers_reference_is_the_prompts(loaded: Loaded) -> None:
+    reference = probe_of(loaded, TEXTS).reference()
+    if loaded.tokenizer is None:
+        assert reference is None
+    else:
+        assert reference is not None
+        assert reference.arguments["input_ids"].shape[0] == 2
+
+
+def test_without_reference_prompts_there_is_no_reference() -> None:
+    from tests.families import FAMILIES
+
+    assert probe_of(FAMILIES[0].load()).reference() is None
