@@ -1,7 +1,7 @@
 """CaliNet: calibrating factual knowledge in pretrained language models (Dong et al., Findings of EMNLP 2022).
 
-A bank of calibration slots stands beside the feed-forward of a few late layers: y = FFN(x) + σ(x·K̃ᵀ)·Ṽ, with x what the
-feed-forward reads. Slots are found by content, token by token: whatever activates a slot's key gets its value, a
+A bank of calibration slots stands beside the feed-forward of a few late layers: y = FFN(x) + σ(x·K̃ᵀ - θ)·Ṽ, with x what
+the feed-forward reads. Slots are found by content, token by token: whatever activates a slot's key gets its value, a
 template that was never shown included. One bank is learned for a whole set of edits with their rephrases, and none of
 them can be taken out of it alone; later edits open a bank of their own.
 
@@ -102,6 +102,8 @@ class CaliNet:
         probability: what each answer token must reach at least.
         steps: most steps of learning a bank.
         rate: Adam's learning rate.
+        threshold: θ, how far a key must be met before its slot says anything; its own token meets it at 1 at first. 0
+            is the published form, under which half of all text is moved a little.
         hold: weight of what slots add where the model reads other text, against the edits' own loss.
     """
 
@@ -120,7 +122,8 @@ class CaliNet:
     form: Literal["relu", "gated"] = "relu"
     probability: float = 0.98
     steps: int = 400
-    rate: float = 0.03
+    rate: float = 0.05
+    threshold: float = 0.5
     hold: float = 1.0
 
     def __post_init__(self) -> None:
@@ -178,18 +181,22 @@ class CaliNet:
         if side == "input":
             call.held[place] = rows
             return rows
-        return rows + beside(call.held.pop(place), state.at(place, rows.device)).to(rows.dtype)
+        return rows + beside(call.held.pop(place), state.at(place, rows.device), self.threshold).to(rows.dtype)
 
     # Learning
 
     def learn(self, requests: Sequence[Request], state: Banks, probe: Probe) -> tuple[Banks, list[Patch]]:
-        """Learn one bank for all of them, beside the banks there are, which stay as they are."""
-        batch, sites = probe.reader.batch(_last_said(requests)), self.sites(probe.model)
-        places = _places(probe, sites, state, batch, _elsewhere(requests, state, probe))
+        """Learn one bank for all of them, beside the banks there are, which stay as they are.
+
+        The edits of those are asked for again all the while, so that they are still right beside the new bank.
+        """
+        wanted, sites = _last_said(requests), self.sites(probe.model)
+        batch = probe.reader.batch([*wanted, *_earlier(requests, state, probe)])
+        places = self._places(probe, sites, state, probe.reader.batch(wanted), probe.reference())
         rest = probe.resume(batch, next(iter(sites.values())))
 
         def loss(moving: Sequence[Tensor], rows: Tensor) -> Tensor:
-            with _acting(probe, sites, state, _slots(moving, places)):
+            with self._acting(probe, sites, state, _slots(moving, places)):
                 logits = rest(rows)
             return shortfall(logits, batch.answers[rows], self.probability).sum(dim=1)
 
@@ -197,6 +204,51 @@ class CaliNet:
         keep = self._holding(places) if self.hold and places[0].elsewhere is not None else None
         found = probe.descend_jointly(loss, start, len(batch), self.steps, self.rate, keep=keep)
         return _enter(state, requests, _slots(found, places))
+
+    def _places(
+        self, probe: Probe, sites: Mapping[str, Site], state: Banks, batch: Batch, reference: Batch | None
+    ) -> list[Place]:
+        rows = self._capture(probe, sites, state, batch)
+        others = {} if reference is None else self._capture(probe, sites, state, reference)
+        places = []
+        for name in (role.removesuffix(".input") for role in sites if role.endswith(".input")):
+            own, given, other = _own(batch, rows[f"{name}.input"]), rows[f"{name}.output"], others.get(f"{name}.input")
+            places.append(
+                Place(
+                    name,
+                    own,
+                    None if reference is None or other is None else other[_real(reference, other)],
+                    own.norm(dim=1).mean().clamp_min(1e-12),
+                    given.abs().median().clamp_min(1e-12),
+                    given.shape[-1],
+                )
+            )
+        return places
+
+    @contextmanager
+    def _acting(
+        self, probe: Probe, sites: Mapping[str, Site], state: Banks, new: Mapping[str, Slots] | None = None
+    ) -> Iterator[None]:
+        """Inside, the probe's model has the state's slots beside it, and new ones."""
+        held: dict[str, Tensor] = {}
+
+        def act(role: str, rows: Tensor) -> Tensor:
+            place, side = role.split(".")
+            if side == "input":
+                held[place] = rows
+                return rows
+            for slots in (state.at(place, rows.device), (new or {}).get(place)):
+                rows = rows + beside(held[place], slots, self.threshold).to(rows.dtype) if slots else rows
+            return rows
+
+        with probe.acting(sites, act):
+            yield
+
+    def _capture(self, probe: Probe, sites: Mapping[str, Site], state: Banks, batch: Batch) -> dict[str, Tensor]:
+        """Role to rows (batch, positions, features), the state's slots acting."""
+        with self._acting(probe, sites, state):
+            seen = probe.capture(batch, list(sites.values())).rows
+        return {role: seen[site].float() for role, site in sites.items()}
 
     def _start(self, places: Sequence[Place], count: int) -> list[Tensor]:
         """Of each place keys that its own tokens activate at 1 and the usual one at 0, and values of zero."""
@@ -217,7 +269,7 @@ class CaliNet:
             for place in places:
                 assert place.elsewhere is not None
                 drawn = torch.randint(len(place.elsewhere), (HELD_BACK,), generator=draw).to(place.elsewhere.device)
-                given = beside(place.elsewhere[drawn], slots[place.name])
+                given = beside(place.elsewhere[drawn], slots[place.name], self.threshold)
                 added.append(given.square().mean() / place.given**2)
             return self.hold * torch.stack(added).sum()
 
@@ -257,13 +309,13 @@ class CaliNet:
         return next(frozenset(bank.edits) for bank in state.banks.values() if edit_id in bank.edits)
 
 
-def beside(reads: Tensor, slots: Slots) -> Tensor:
-    """σ(x·K̃ᵀ)·Ṽ (..., features out) of what a feed-forward reads (..., features in), in float32.
+def beside(reads: Tensor, slots: Slots, threshold: float = 0.0) -> Tensor:
+    """σ(x·K̃ᵀ - θ)·Ṽ (..., features out) of what a feed-forward reads (..., features in), in float32.
 
-    σ is ReLU; with gates G (three tensors) it is GELU(x·K̃ᵀ) * (x·Gᵀ), as T5.1.1 has it (section 3.2).
+    σ is ReLU; with gates G (three tensors) it is GELU(x·K̃ᵀ - θ) * (x·Gᵀ), as T5.1.1 has it (section 3.2).
     """
     keys, *gates, values = slots
-    active = reads.float() @ keys.T
+    active = reads.float() @ keys.T - threshold
     active = functional.gelu(active, approximate="tanh") * (reads.float() @ gates[0].T) if gates else active.relu()
     return active @ values
 
@@ -304,28 +356,6 @@ class Place:
         return torch.zeros_like(self.own[0]) if self.elsewhere is None else self.elsewhere.mean(dim=0)
 
 
-def _places(
-    probe: Probe, sites: Mapping[str, Site], state: Banks, batch: Batch, elsewhere: Sequence[Batch]
-) -> list[Place]:
-    rows = _capture(probe, sites, state, batch)
-    others = [(one, _capture(probe, sites, state, one)) for one in elsewhere]
-    places = []
-    for name in (role.removesuffix(".input") for role in sites if role.endswith(".input")):
-        own, given = _own(batch, rows[f"{name}.input"]), rows[f"{name}.output"]
-        reads = [seen[f"{name}.input"][_real(one, seen[f"{name}.input"])] for one, seen in others]
-        places.append(
-            Place(
-                name,
-                own,
-                torch.cat(reads) if reads else None,
-                own.norm(dim=1).mean().clamp_min(1e-12),
-                given.abs().median().clamp_min(1e-12),
-                given.shape[-1],
-            )
-        )
-    return places
-
-
 def _own(batch: Batch, reads: Tensor) -> Tensor:
     """(n, features) of reads (rows, positions, features) where answer tokens are due.
 
@@ -346,45 +376,17 @@ def _real(batch: Batch, reads: Tensor) -> Tensor:
     return torch.ones(reads.shape[:2], dtype=torch.bool, device=reads.device)
 
 
-def _elsewhere(requests: Sequence[Request], state: Banks, probe: Probe) -> list[Batch]:
-    """Earlier edits whose inputs are not edited again, and reference text."""
+def _earlier(requests: Sequence[Request], state: Banks, probe: Probe) -> list[Request]:
+    """What was learned before, where it is not edited again."""
     anew = frozenset().union(*(_digests(request.kept) for request in requests))
     described = {"target": None, "subject": None, "namespace": "default"}
-    earlier = [
-        probe.reader.again(edit_id, described, patch.tensors)
-        for bank in state.banks.values()
-        for edit_id, patch in bank.edits.items()
-        if not bank.inputs[edit_id] & anew
-    ]
-    reference = probe.reference()
-    return [*([probe.reader.batch(earlier)] if earlier else []), *([] if reference is None else [reference])]
-
-
-@contextmanager
-def _acting(
-    probe: Probe, sites: Mapping[str, Site], state: Banks, new: Mapping[str, Slots] | None = None
-) -> Iterator[None]:
-    """Inside, the probe's model has the state's slots beside it, and new ones."""
-    held: dict[str, Tensor] = {}
-
-    def act(role: str, rows: Tensor) -> Tensor:
-        place, side = role.split(".")
-        if side == "input":
-            held[place] = rows
-            return rows
-        for slots in (state.at(place, rows.device), (new or {}).get(place)):
-            rows = rows + beside(held[place], slots).to(rows.dtype) if slots else rows
-        return rows
-
-    with probe.acting(sites, act):
-        yield
-
-
-def _capture(probe: Probe, sites: Mapping[str, Site], state: Banks, batch: Batch) -> dict[str, Tensor]:
-    """Role to rows (batch, positions, features), the state's slots acting."""
-    with _acting(probe, sites, state):
-        seen = probe.capture(batch, list(sites.values())).rows
-    return {role: seen[site].float() for role, site in sites.items()}
+    live = {one: bank for bank in state.banks.values() for one in bank.edits}
+    found, later = list[Request](), anew
+    for edit_id, bank in reversed(live.items()):
+        if not bank.inputs[edit_id] & later:
+            found.append(probe.reader.again(edit_id, described, bank.edits[edit_id].tensors))
+        later |= bank.inputs[edit_id]
+    return found
 
 
 def _slots(moving: Sequence[Tensor], places: Sequence[Place]) -> dict[str, Slots]:

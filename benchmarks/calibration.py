@@ -140,15 +140,20 @@ def split(em: EditableModel, found: Sequence[Statement], count: int, seed: int) 
 
 def edited(asker: Asker, chosen: Sequence[Statement]) -> list[Edited]:
     """Each fact's own prompt, and the wordings that were not shown."""
-    own = accuracies(asker, [(str(one.fact.edit.prompt), str(one.fact.edit.target)) for one in chosen])
+    own = accuracies(asker, [_right(one) for one in chosen])
     asked = iter(accuracies(asker, [(text, str(one.fact.edit.target)) for one in chosen for text in one.asked]))
     return [Edited(mine, tuple(next(asked) for _ in one.asked)) for mine, one in zip(own, chosen, strict=True)]
+
+
+def _right(statement: Statement) -> Question:
+    return str(statement.fact.edit.prompt), str(statement.fact.edit.target)
 
 
 def measured(em: EditableModel, parts: Split, unrelated: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
     """Quality before and after, and seconds."""
     asker = Asker(em.model, em.tokenizer)
-    before, was = edited(asker, parts.lacking), asker.logits(unrelated)
+    was = asker.logits(unrelated)
+    before = {"before_own_forced": metrics.mean(forced(asker, [_right(one) for one in parts.lacking]))}
     common.note(f"{len(parts.lacking)} facts the model lacks, {len(parts.known)} it answers rightly")
     start = time.perf_counter()
     receipts = em.edit([one.fact.edit for one in parts.lacking], verify=False)
@@ -161,7 +166,8 @@ def measured(em: EditableModel, parts: Split, unrelated: Sequence[str]) -> tuple
         "shown": sum(1 + len(one.fact.edit.rephrases) for one in parts.lacking),
         "asked": sum(len(one.asked) for one in parts.lacking),
         "reliability_on_all_shown": metrics.mean(receipt.verified.reliability for receipt in receipts),
-        **{f"{when}_{name}": value for when, e in (("before", before), ("after", after)) for name, value in _rates(e)},
+        **before,
+        **dict(_rates(after)),
         "known": len(parts.known),
         "drawdown_known": 1 - (metrics.mean(known) or 0) if known else None,
         **_drift(was, now),
