@@ -11,12 +11,29 @@ import difflib
 import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from editable.errors import SiteError
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "relu": F.relu,
+        "gelu": F.gelu,
+        "gelu_tanh": partial(F.gelu, approximate="tanh"),
+        "silu": F.silu,
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+        "relu2": lambda x: F.relu(x).square(),
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+    }
+)
+"""The activation functions that feed-forwards have, by name."""
 
 
 @dataclass(frozen=True)
@@ -168,13 +185,13 @@ class FeedForward:
     Args:
         input: what goes into its first linear layer, rows (batch, positions, features).
         output: what comes out of its last one.
-        activation: of its hidden units, number by number.
+        activation: of its hidden units, a name in `ACTIVATIONS`: what was learned beside it is stored by name.
         gated: whether each hidden unit is the product of an activated and of a plain linear one (SwiGLU, GeGLU).
     """
 
     input: Site
     output: Site
-    activation: Callable[[Tensor], Tensor]
+    activation: str
     gated: bool = False
 
 
@@ -197,26 +214,31 @@ def feed_forward(model: nn.Module, block: str) -> FeedForward:
     return FeedForward(Site(f"{block}.{up[0]}", side="input"), Site(down), _activation(model, block), gated)
 
 
-def _activation(model: nn.Module, block: str) -> Callable[[Tensor], Tensor]:
+def _activation(model: nn.Module, block: str) -> str:
     for module in model.get_submodule(block).modules():
-        if _is_activation(module):
-            return module
-    raise SiteError(f"Block {block!r} has no activation function among its modules; name another with site='...'.")
+        name = _activation_name(module)
+        if name is not None:
+            return name
+    raise SiteError(
+        f"Block {block!r} has no activation function among its modules, expected one of {', '.join(ACTIVATIONS)}; "
+        "name another module with site='...'."
+    )
 
 
-def _is_activation(module: nn.Module) -> bool:
-    """Whether it takes each number by itself, has nothing of its own, and is not the identity (dropout is)."""
+def _activation_name(module: nn.Module) -> str | None:
+    """Which of the known activations a module computes, told by its values; None for any other module."""
     if any(True for _ in module.children()) or any(True for _ in module.parameters()):
-        return False
+        return None
     resting = copy.copy(module)
     resting.training = False  # of the copy: dropout that drops would draw random numbers
-    numbers = torch.linspace(-3, 3, 7)
+    numbers = torch.linspace(-3, 3, 13)
     try:
-        whole, part = resting.forward(numbers), resting.forward(numbers[:1])
-        alike = torch.allclose(whole[:1], part, atol=1e-3)
+        values = resting.forward(numbers)
+        far = {name: float((known(numbers) - values).abs().max()) for name, known in ACTIVATIONS.items()}
     except Exception:  # whatever it takes, it is not numbers
-        return False
-    return alike and whole.shape == numbers.shape and not torch.equal(whole, numbers)
+        return None
+    nearest = min(far, key=lambda name: far[name])
+    return nearest if far[nearest] < 1e-3 else None
 
 
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:

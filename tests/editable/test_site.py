@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOut
 
 from editable.errors import SiteError
 from editable.site import (
+    ACTIVATIONS,
     FeedForward,
     Site,
     block_paths,
@@ -198,14 +199,14 @@ def test_the_head_is_the_last_linear() -> None:
 
 
 FEED_FORWARDS = {
-    "gpt2": ("mlp.c_fc", "mlp.c_proj", False, nn.GELU("tanh")),
-    "llama-gqa": ("mlp.gate_proj", "mlp.down_proj", True, nn.SiLU()),
-    "qwen3-qk-norm": ("mlp.gate_proj", "mlp.down_proj", True, nn.SiLU()),
-    "gemma3-sliding": ("mlp.gate_proj", "mlp.down_proj", True, nn.GELU("tanh")),
-    "t5": ("layer.2.DenseReluDense.wi", "layer.2.DenseReluDense.wo", False, nn.ReLU()),
-    "bart": ("fc1", "fc2", False, nn.GELU()),
-    "bert": ("intermediate.dense", "output.dense", False, nn.GELU()),
-    "vit": ("mlp.fc1", "mlp.fc2", False, nn.GELU()),
+    "gpt2": ("mlp.c_fc", "mlp.c_proj", False, "gelu_tanh"),
+    "llama-gqa": ("mlp.gate_proj", "mlp.down_proj", True, "silu"),
+    "qwen3-qk-norm": ("mlp.gate_proj", "mlp.down_proj", True, "silu"),
+    "gemma3-sliding": ("mlp.gate_proj", "mlp.down_proj", True, "gelu_tanh"),
+    "t5": ("layer.2.DenseReluDense.wi", "layer.2.DenseReluDense.wo", False, "relu"),
+    "bart": ("fc1", "fc2", False, "gelu"),
+    "bert": ("intermediate.dense", "output.dense", False, "gelu"),
+    "vit": ("mlp.fc1", "mlp.fc2", False, "gelu"),
 }
 
 
@@ -218,9 +219,7 @@ def test_the_feed_forward_of_a_block(name: str, training: bool) -> None:
     block, state = block_paths(model)[-1], torch.get_rng_state()
     found = feed_forward(model, block)
     assert (found.input, found.output) == (Site(f"{block}.{up}", side="input"), Site(f"{block}.{down}"))
-    assert found.gated == gated
-    numbers = torch.linspace(-4, 4, 9)
-    torch.testing.assert_close(found.activation(numbers), activation(numbers), atol=1e-3, rtol=0)
+    assert (found.gated, found.activation) == (gated, activation)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training == training for module in model.modules())
 
@@ -240,13 +239,25 @@ class Fused(nn.Module):
 def test_a_gated_feed_forward_with_one_wide_layer() -> None:
     model = nn.ModuleDict({"block": Fused()})
     found = feed_forward(model, "block")
-    assert found == FeedForward(Site("block.ups.0", side="input"), Site("block.down"), model["block"].act, True)
+    assert found == FeedForward(Site("block.ups.0", side="input"), Site("block.down"), "silu", True)
 
 
 def test_a_mixture_of_experts_is_refused() -> None:
     message = r"Block 'block' has 3 linear layers that lead to 'block\.down', expected .* site='\.\.\.'"
     with pytest.raises(SiteError, match=message):
         feed_forward(nn.ModuleDict({"block": Fused(3)}), "block")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(nn.GELU(), "gelu"), (nn.GELU("tanh"), "gelu_tanh"), (nn.SiLU(), "silu"), (nn.Tanh(), "tanh")],
+    ids=str,
+)
+def test_an_activation_is_known_by_its_values(module: nn.Module, name: str) -> None:
+    block = nn.Sequential(nn.Linear(4, 8), module, nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 4))
+    assert feed_forward(nn.ModuleDict({"b": block}), "b").activation == name
+    numbers = torch.linspace(-4, 4, 9)
+    torch.testing.assert_close(ACTIVATIONS[name](numbers), module(numbers))
 
 
 def test_a_feed_forward_without_an_activation_is_refused() -> None:
