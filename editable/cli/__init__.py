@@ -156,18 +156,22 @@ def assess(
     with opened(store, model) as em:
         marks = em.assess(list(facts.values()))
     found = [
-        {"prompt": m.fact.edit.prompt, "target": m.fact.edit.target, "right": m.right, "wrong": m.wrong}
-        | {"score": m.score, "lacking": m.lacking, "where": where}
-        for where, m in zip(facts, marks, strict=True)
+        {"prompt": mark.fact.edit.prompt, "target": mark.fact.edit.target, "where": where, "lacking": mark.lacking}
+        | {"right": mark.right, "wrong": mark.wrong, "score": mark.score}
+        for where, mark in zip(facts, marks, strict=True)
     ]
     if as_json:
         terminal.tell({"facts": found, "lacking": sum(mark.lacking for mark in marks)})
         return
     rows = [
-        (terminal.pair(one), *(f"{one[name]:.3g}" for name in ("right", "wrong", "score")), "lacks it" * one["lacking"])
-        for one in found
+        (terminal.pair(one), *(f"{value:.3g}" for value in (mark.right, mark.wrong, mark.score)), _lacks(mark.lacking))
+        for one, mark in zip(found, marks, strict=True)
     ]
     _print_table(("prompt -> target", "P(right)", "P(wrong)", "CKA", ""), rows)
+
+
+def _lacks(lacking: bool) -> str:
+    return "lacks it" if lacking else ""
 
 
 # --- changes ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -446,7 +447,7 @@ def test_rows_at_columns() -> None:
 # --------------------------------------------------------------------------------------------- a joint descent
 
 
-def _distance(targets: Tensor) -> Any:
+def _distance(targets: Tensor) -> Callable[[Sequence[Tensor], Tensor], Tensor]:
     """Rows that each pull the one shared tensor towards their own target."""
     return lambda moving, rows: (moving[0] - targets[rows]).square().sum(dim=1)
 
@@ -469,7 +470,7 @@ def test_what_holds_back_is_added_to_the_mean() -> None:
 def test_a_joint_descent_stops_when_every_row_is_done() -> None:
     steps: list[int] = []
 
-    def loss(moving: Any, rows: Tensor) -> Tensor:
+    def loss(moving: Sequence[Tensor], rows: Tensor) -> Tensor:
         steps.append(len(rows))
         return (1 - moving[0]).clamp_min(0).expand(len(rows))
 
@@ -482,7 +483,7 @@ def test_a_joint_descent_takes_open_rows_first() -> None:
     """Rows 0 to 5 are done from the start: once each has been looked at, every chunk holds the two that are not."""
     seen: list[set[int]] = []
 
-    def loss(moving: Any, rows: Tensor) -> Tensor:
+    def loss(moving: Sequence[Tensor], rows: Tensor) -> Tensor:
         seen.append(set(rows.tolist()))
         return torch.where(rows < 6, 0.0, 1.0) + 0 * moving[0]
 
@@ -496,7 +497,7 @@ def test_a_joint_descent_looks_again_at_all_before_it_stops() -> None:
     targets = torch.tensor([[1.0], [-1.0]])
     calls: list[list[int]] = []
 
-    def loss(moving: Any, rows: Tensor) -> Tensor:
+    def loss(moving: Sequence[Tensor], rows: Tensor) -> Tensor:
         calls.append(rows.tolist())
         return (moving[0] - targets[rows]).square().sum(dim=1)
 
@@ -507,7 +508,7 @@ def test_a_joint_descent_looks_again_at_all_before_it_stops() -> None:
 def test_a_joint_descent_repeats_itself() -> None:
     start = [torch.zeros(3), torch.ones(2, 3)]
 
-    def loss(moving: Any, rows: Tensor) -> Tensor:
+    def loss(moving: Sequence[Tensor], rows: Tensor) -> Tensor:
         return (moving[0] - rows[:, None]).square().sum(dim=1) + moving[1].square().sum()
 
     once, again = (Probe.descend_jointly(loss, start, 9, steps=7, rate=0.1, chunk=4) for _ in range(2))
