@@ -6,8 +6,10 @@ template that was never shown included. One bank is learned for a whole set of e
 them can be taken out of it alone; later edits open a bank of their own.
 
 Where the published form starts from a random side path, ours starts from values of zero, so that learning begins at the
-base model; and its keys are held back where the model reads other text: reference prompts and what the frozen model
-itself goes on to say after them. Slots in front of which no key is active add exactly nothing.
+base model; slots speak above a threshold θ and are held back where the model reads other text: reference prompts and
+what the frozen model itself goes on to say after them. A token that meets no key keeps every bit of its row; that none
+does cannot be promised, so `routes` is False. What slots give is added behind the block, to the residual stream, as in
+the paper's formula: a norm behind the feed-forward (Gemma) does not squeeze it.
 
 Image classifiers without linear feed-forwards (convolutional networks) get their slots beside the head: they read the
 pooled features and add to the logits.
@@ -97,8 +99,9 @@ class CaliNet:
         layers: blocks whose feed-forwards get slots, counted from 0, from the end where negative; None takes three of
             the last fifth.
         slots: of one bank, in each of its layers (paper: 64 for 100 facts, 256 for question answering).
-        form: how a slot is activated: "relu" as beside T5's feed-forward, or "gated" as beside T5.1.1's, GELU(x·K̃ᵀ)
-            times a second linear read; None takes "relu", under which slots that see nothing of theirs add exactly 0.
+        form: how a slot is activated: "relu" as beside T5's feed-forward, so that slots that see nothing of theirs add
+            exactly 0; or "gated" as beside T5.1.1's, GELU(x·K̃ᵀ - θ) times a second linear read. Either can stand beside
+            any feed-forward, a gated one included.
         probability: what each answer token must reach at least.
         steps: most steps of learning a bank.
         rate: Adam's learning rate.
