@@ -39,6 +39,7 @@ from editable.site import Site, block_paths, classifier_head, feed_forward, writ
 
 LATE = 4 / 5  # of the blocks lie before the first with slots: facts are recalled late (the paper's script: the last)
 PLACES = 3  # feed-forwards with slots, where `layers` does not say
+TINY = 1e-12  # under a root, which has no slope at 0
 HELD_BACK = 512  # tokens of other text that every step looks at
 
 Slots = tuple[Tensor, ...]
@@ -107,7 +108,8 @@ class CaliNet:
         rate: Adam's learning rate.
         threshold: θ, how far a key must be met before its slot says anything; its own token meets it at 1 at first. 0
             is the published form, under which half of all text is moved a little.
-        hold: weight of what slots add where the model reads other text, against the edits' own loss.
+        hold: weight of what slots add elsewhere, where the model reads other text or the edits' prompts about each
+            other's subjects, against the edits' own loss.
     """
 
     properties: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -127,7 +129,7 @@ class CaliNet:
     steps: int = 400
     rate: float = 0.05
     threshold: float = 0.5
-    hold: float = 1.0
+    hold: float = 2.0
 
     def __post_init__(self) -> None:
         if self.layers is not None:
@@ -195,7 +197,8 @@ class CaliNet:
         """
         wanted, sites = _last_said(requests), self.sites(probe.model)
         batch = probe.reader.batch([*wanted, *_earlier(requests, state, probe)])
-        places = self._places(probe, sites, state, probe.reader.batch(wanted), probe.reference())
+        elsewhere = [one for one in (probe.reference(), _siblings(wanted, probe)) if one is not None]
+        places = self._places(probe, sites, state, probe.reader.batch(wanted), elsewhere)
         rest = probe.resume(batch, next(iter(sites.values())))
 
         def loss(moving: Sequence[Tensor], rows: Tensor) -> Tensor:
@@ -209,20 +212,20 @@ class CaliNet:
         return _enter(state, requests, _slots(found, places))
 
     def _places(
-        self, probe: Probe, sites: Mapping[str, Site], state: Banks, batch: Batch, reference: Batch | None
+        self, probe: Probe, sites: Mapping[str, Site], state: Banks, batch: Batch, elsewhere: Sequence[Batch]
     ) -> list[Place]:
         rows = self._capture(probe, sites, state, batch)
-        others = {} if reference is None else self._capture(probe, sites, state, reference)
+        others = [_real_rows(one, self._capture(probe, sites, state, one)) for one in elsewhere]
         places = []
         for name in (role.removesuffix(".input") for role in sites if role.endswith(".input")):
-            own, given, other = _own(batch, rows[f"{name}.input"]), rows[f"{name}.output"], others.get(f"{name}.input")
+            own, given = _own(batch, rows[f"{name}.input"]), rows[f"{name}.output"]
             places.append(
                 Place(
                     name,
                     own,
-                    None if reference is None or other is None else other[_real(reference, other)],
-                    own.norm(dim=1).mean().clamp_min(1e-12),
-                    given.abs().median().clamp_min(1e-12),
+                    torch.cat([other[f"{name}.input"] for other in others]) if others else None,
+                    own.norm(dim=1).mean().clamp_min(TINY),
+                    given.abs().median().clamp_min(TINY),
                     given.shape[-1],
                 )
             )
@@ -264,7 +267,10 @@ class CaliNet:
         return start
 
     def _holding(self, places: Sequence[Place]) -> Callable[[Sequence[Tensor]], Tensor]:
-        """Mean square of what slots add at a draw of other text's tokens, in units of what they are added to."""
+        """Size of what slots add at a draw of tokens elsewhere, in units of what they are added to.
+
+        Its root mean square over features, not the square: that would let many tokens be moved a little.
+        """
         draw = torch.Generator().manual_seed(0)
 
         def hold(moving: Sequence[Tensor]) -> Tensor:
@@ -273,7 +279,7 @@ class CaliNet:
                 assert place.elsewhere is not None
                 drawn = torch.randint(len(place.elsewhere), (HELD_BACK,), generator=draw).to(place.elsewhere.device)
                 given = beside(place.elsewhere[drawn], slots[place.name], self.threshold)
-                added.append(given.square().mean() / place.given**2)
+                added.append((given.square().mean(dim=1) + TINY).sqrt().mean() / place.given)
             return self.hold * torch.stack(added).sum()
 
         return hold
@@ -325,9 +331,9 @@ def beside(reads: Tensor, slots: Slots, threshold: float = 0.0) -> Tensor:
 
 def keys_for(reads: Tensor, usual: Tensor) -> Tensor:
     """Keys (n, features) with k·q = 1 for each of `reads` (n, features) and k·u = 0 for the usual one (features,)."""
-    along = (reads @ usual) / usual.square().sum().clamp_min(1e-12)
+    along = (reads @ usual) / usual.square().sum().clamp_min(TINY)
     apart = reads - along[:, None] * usual
-    return apart / apart.square().sum(dim=1, keepdim=True).clamp_min(1e-12)
+    return apart / apart.square().sum(dim=1, keepdim=True).clamp_min(TINY)
 
 
 # What is read while a bank is learned
@@ -370,13 +376,51 @@ def _own(batch: Batch, reads: Tensor) -> Tensor:
     return reads.gather(1, due)[batch.answers != -100]
 
 
-def _real(batch: Batch, reads: Tensor) -> Tensor:
-    """(rows, positions) which are no padding."""
+def _real_rows(batch: Batch, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """(tokens, features) of each role's rows (batch, positions, features), padding left out."""
+    return {role: one[_real(batch, one)] for role, one in rows.items()}
+
+
+def _real(batch: Batch, rows: Tensor) -> Tensor:
+    """(batch, positions) which are no padding."""
     for name in ("decoder_attention_mask", "attention_mask"):
         mask = batch.arguments.get(name)
-        if mask is not None and mask.shape == reads.shape[:2]:
+        if mask is not None and mask.shape == rows.shape[:2]:
             return mask.bool()
-    return torch.ones(reads.shape[:2], dtype=torch.bool, device=reads.device)
+    return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+
+
+def _siblings(requests: Sequence[Request], probe: Probe) -> Batch | None:
+    """The edits' own prompts about each other's subjects: slots have to tell these apart, not know a template alone.
+
+    None where no edit of a decoder says its subject.
+    """
+    reader = probe.reader
+    subjects = list(dict.fromkeys(r.edit.subject for r in requests if r.edit.subject))
+    if len(subjects) < 2 or not reader.text or reader.seq2seq or reader.tokenizer is None:
+        return None
+    said = {text for request in requests for text in _texts(request, probe)}
+    found: list[str] = []
+    for place, (request, text) in enumerate((r, t) for r in requests if r.edit.subject for t in _texts(r, probe)):
+        # A stride that goes round all subjects, and never lands on the prompt's own.
+        other = subjects[(subjects.index(str(request.edit.subject)) + 1 + place % (len(subjects) - 1)) % len(subjects)]
+        changed = text.replace(str(request.edit.subject), other)
+        if changed not in said:
+            found.append(changed)
+    if not found:
+        return None
+    arguments = reader.stack([reader.arguments(text) for text in found])
+    nothing = torch.full((len(found), 1), -100, device=reader.device)
+    return Batch(arguments, torch.zeros_like(nothing), nothing, nothing[:, 0])
+
+
+def _texts(request: Request, probe: Probe) -> list[str]:
+    """Its prompts as text; those of an edit that is learned again are known by their tokens only."""
+    return [
+        str(probe.reader.tokenizer.decode(one["input_ids"][0], skip_special_tokens=True))
+        for one in request.prompts
+        if "input_ids" in one
+    ]
 
 
 def _earlier(requests: Sequence[Request], state: Banks, probe: Probe) -> list[Request]:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from editable import Edit, EditableModel
 from editable.adapters import CaliNet
-from editable.adapters.calinet import Banks, Place, beside, keys_for
+from editable.adapters.calinet import Banks, Place, _siblings, beside, keys_for
 from editable.edit import Patch
 from editable.editor import Call
 from editable.errors import InputError, SiteError
+from editable.inputs import Reader
+from editable.learn import Probe, shadow_of
 from editable.snapshot import Snapshot
 from tests.conftest import Attach
 from tests.contract.harness import edits_of, everything, named, same_bits
@@ -33,6 +35,12 @@ def test_slots_by_hand() -> None:
     keys = torch.tensor([[3.0, 0.0], [0.0, -1.0], [1.0, 1.0]])
     values = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, -1.0]])
     assert beside(torch.tensor([[1.0, 2.0]]), (keys, values)).tolist() == [[3.0, 3.0, -3.0]]
+
+
+def test_a_threshold_by_hand() -> None:
+    """Of x = 2 the keys 1 and .2 are met at 2 and .4: above θ = 1/2 only the first speaks, with 1.5."""
+    slots = (torch.tensor([[1.0], [0.2]]), torch.tensor([[10.0, 0.0], [0.0, 10.0]]))
+    assert beside(torch.tensor([[2.0]]), slots, 0.5).tolist() == [[15.0, 0.0]]
 
 
 def test_gated_slots_by_hand() -> None:
@@ -69,8 +77,8 @@ def _applied(state: Banks, reads: Tensor, rows: Tensor) -> Tensor:
 def test_banks_add_up_to_their_sum() -> None:
     reads, rows = torch.tensor([[[2.0]]]), torch.tensor([[[10.0]]])
     one, two = (torch.tensor([[1.0]]), torch.tensor([[5.0]])), (torch.tensor([[3.0]]), torch.tensor([[-1.0]]))
-    assert _applied(_state([one]), reads, rows).item() == 10 + 2 * 5
-    assert _applied(_state([one, two]), reads, rows).item() == 10 + 2 * 5 - 6 * 1
+    assert _applied(_state([one]), reads, rows).item() == 10 + (2 - 0.5) * 5
+    assert _applied(_state([one, two]), reads, rows).item() == 10 + (2 - 0.5) * 5 - (6 - 0.5) * 1
 
 
 def test_slots_that_see_nothing_of_theirs_leave_every_bit() -> None:
@@ -113,12 +121,39 @@ def test_a_bank_starts_at_the_base_model(form: Any) -> None:
 
 
 def test_what_holds_slots_back_by_hand() -> None:
-    """Mean square of what is added elsewhere, over that of what it is added to: (1·3)² / 1.5² = 4, times the weight."""
-    elsewhere = torch.ones(1, 1)
-    place = Place("0", torch.ones(1, 1), elsewhere, torch.tensor(1.0), torch.tensor(1.5), 1)
-    hold = CaliNet(hold=0.5)._holding([place])
-    keys, values_in_units_of_1_5 = torch.ones(1, 1), torch.tensor([[2.0]])
-    assert hold([keys, values_in_units_of_1_5]).item() == pytest.approx(0.5 * 4)
+    """Root mean square of what is added over the size of what it is added to: values 2 and 0 in units of 1.5, met at
+    1 - 1/4, make 9/4 and 0, of which it is √(81/32); over 1.5, times the weight.
+    """
+    place = Place("0", torch.ones(1, 1), torch.ones(1, 1), torch.tensor(1.0), torch.tensor(1.5), 2)
+    hold = CaliNet(hold=0.5, threshold=0.25)._holding([place])
+    expected = 0.5 * math.sqrt(81 / 32) / 1.5
+    assert hold([torch.ones(1, 1), torch.tensor([[2.0, 0.0]])]).item() == pytest.approx(expected)
+
+
+def test_slots_that_are_silent_elsewhere_are_not_pushed() -> None:
+    """The root has no slope at 0; what comes back is 0 and not NaN."""
+    place = Place("0", torch.ones(1, 1), -torch.ones(1, 1), torch.tensor(1.0), torch.tensor(1.0), 1)
+    moving = [torch.ones(1, 1, requires_grad=True), torch.ones(1, 1, requires_grad=True)]
+    gradients = torch.autograd.grad(CaliNet()._holding([place])(moving), moving)
+    assert all(torch.equal(one, torch.zeros(1, 1)) for one in gradients)
+
+
+def test_siblings_are_the_prompts_about_other_subjects() -> None:
+    loaded = FAMILIES[0].load()
+    probe = Probe(shadow_of(loaded.model), Reader(loaded.model, loaded.tokenizer))
+    edits = [
+        Edit("who is oscar", " west", rephrases=["say oscar now"], subject="oscar"),
+        Edit("where is zulu", " east", subject="zulu"),
+        Edit("who is zulu", " north", subject="zulu"),
+    ]
+    batch = _siblings([probe.reader.request(str(i), edit) for i, edit in enumerate(edits)], probe)
+    assert batch is not None
+    said = [
+        loaded.tokenizer.decode(ids[mask.bool()])
+        for ids, mask in zip(batch.arguments["input_ids"], batch.arguments["attention_mask"], strict=True)
+    ]
+    assert said == ["say zulu now", "where is oscar"], "what is edited itself is no sibling"
+    assert _siblings([probe.reader.request("0", edits[0])], probe) is None
 
 
 def test_learned_with_its_rephrases_and_its_end(attach: Attach) -> None:
