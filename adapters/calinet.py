@@ -40,6 +40,7 @@ from editable.site import Site, block_paths, classifier_head, feed_forward, writ
 LATE = 4 / 5  # of the blocks lie before the first with slots: facts are recalled late (the paper's script: the last)
 PLACES = 3  # feed-forwards with slots, where `layers` does not say
 TINY = 1e-12  # under a root, which has no slope at 0
+STILL = 0.02  # of what they are added to slots may add elsewhere, in the mean over tokens and summed over places
 HELD_BACK = 512  # tokens of other text that every step looks at
 
 Slots = tuple[Tensor, ...]
@@ -128,7 +129,7 @@ class CaliNet:
     probability: float = 0.98
     steps: int = 400
     rate: float = 0.05
-    threshold: float = 0.5
+    threshold: float = 0.8
     hold: float = 2.0
 
     def __post_init__(self) -> None:
@@ -208,7 +209,9 @@ class CaliNet:
 
         start = self._start(places, min(self.slots, 2 * len(places[0].own)))
         keep = self._holding(places) if self.hold and places[0].elsewhere is not None else None
-        found = probe.descend_jointly(loss, start, len(batch), self.steps, self.rate, keep=keep)
+        found = probe.descend_jointly(
+            loss, start, len(batch), self.steps, self.rate, keep=keep, still=self.hold * STILL
+        )
         return _enter(state, requests, _slots(found, places))
 
     def _places(

@@ -254,13 +254,15 @@ class Probe:
         rate: float,
         chunk: int = 32,
         keep: Callable[[Sequence[Tensor]], Tensor] | None = None,
+        still: float = math.inf,
     ) -> list[Tensor]:
         """Move tensors that `count` rows share until every row's loss is at most DONE, or for so many steps.
 
         `loss` takes the tensors and indices (m,) of rows, and gives (m,) losses. `keep` takes the tensors and gives a
-        number that is added to the rows' mean: what holds them back elsewhere. A step is Adam's at learning rate
-        `rate`, over a chunk of rows that is drawn in an order that repeats: open rows first, then others, so that
-        those stay done. Whenever all looked done and are not when looked at together, steps become smaller.
+        number that is added to the rows' mean: what holds them back elsewhere; it has to come down to `still` as well.
+        A step is Adam's at learning rate `rate`, over a chunk of rows that is drawn in an order that repeats: open rows
+        first, then others, so that those stay done. Whenever all looked done and are not when looked at together, steps
+        become smaller.
         """
         moving = [tensor.detach().float().clone().requires_grad_() for tensor in start]
         optimiser = torch.optim.Adam(moving, lr=rate)
@@ -270,12 +272,13 @@ class Probe:
             rows = _open_first(left, chunk, draw)
             with torch.enable_grad():
                 each = loss(moving, rows).float()
-                total = each.mean() if keep is None else each.mean() + keep(moving)
-            for tensor, gradient in zip(moving, torch.autograd.grad(total, moving), strict=True):
+                held = each.new_zeros(()) if keep is None else keep(moving)
+                gradients = torch.autograd.grad(each.mean() + held, moving)
+            for tensor, gradient in zip(moving, gradients, strict=True):
                 tensor.grad = gradient
             optimiser.step()
             left[rows] = each.detach()
-            if not bool((left > DONE).any()):
+            if not bool((left > DONE).any()) and bool(held <= still):
                 with torch.no_grad():  # a row may have moved since it was looked at
                     left = torch.cat([loss(moving, part) for part in torch.arange(count).to(left.device).split(chunk)])
                 if not bool((left > DONE).any()):

@@ -71,7 +71,7 @@ def _applied(state: Banks, reads: Tensor, rows: Tensor) -> Tensor:
     call = Call(Snapshot(), editor="calinet", role="0.input")
     assert CaliNet().apply(call, reads, state) is reads
     call.role = "0.output"
-    return CaliNet().apply(call, rows, state)
+    return CaliNet(threshold=0.5).apply(call, rows, state)
 
 
 def test_banks_add_up_to_their_sum() -> None:

@@ -479,6 +479,20 @@ def test_a_joint_descent_stops_when_every_row_is_done() -> None:
     assert len(steps) < 20
 
 
+def test_a_joint_descent_goes_on_until_what_holds_back_is_satisfied() -> None:
+    """The rows are done from the start; |x| has to come down from 1 to a tenth, at a tenth a step."""
+    (moved,) = Probe.descend_jointly(
+        lambda moving, rows: 0 * moving[0].expand(len(rows)),
+        [torch.ones(())],
+        2,
+        steps=100,
+        rate=0.1,
+        keep=lambda moving: moving[0].abs(),
+        still=0.1,
+    )
+    assert -0.2 < float(moved) <= 0.1
+
+
 def test_a_joint_descent_takes_open_rows_first() -> None:
     """Rows 0 to 5 are done from the start: once each has been looked at, every chunk holds the two that are not."""
     seen: list[set[int]] = []
