@@ -128,28 +128,31 @@ class History:
         return list(self._unlogged) if self.log is None else self.log.records()
 
     def _snapshot(self, records: Iterable[Record]) -> Snapshot:
-        """Everything inserted in order, then what was rolled back forgotten at once.
+        """Everything inserted and forgotten in the order in which it happened.
 
-        Not later than where the rest of a unit was learned again: what it was before goes with what was rolled back.
+        An editor may have recorded how an edit related to those that were there: then no others must be there again.
+        What a unit was before the rest of it was learned again goes with what was rolled back.
         """
         states: dict[str, Any] = {}
         gone: dict[str, set[str]] = {}
         version = 0
         for name, some in self._runs(records):
-            version, editor = some[-1].version, self.editors[name]
+            version, editor, ids = some[-1].version, self.editors[name], {record.edit_id for record in some}
             state = states[name] if name in states else editor.empty()
-            gone.setdefault(name, set()).update(record.edit_id for record in some if record.kind == "rollback")
-            if some[0].kind == "relearn":
-                state = editor.forget(frozenset(gone.pop(name) | {record.edit_id for record in some}), state)
-            patches = [_patch(record) for record in some if record.kind != "rollback"]
-            states[name] = editor.insert(patches, state)
+            if some[0].kind == "rollback":
+                gone.setdefault(name, set()).update(ids)
+            else:
+                past = gone.pop(name, set()) | (ids if some[0].kind == "relearn" else set())
+                state = editor.forget(frozenset(past), state) if past else state
+                state = editor.insert([_patch(record) for record in some], state)
+            states[name] = state
         for name, ids in gone.items():
             states[name] = self.editors[name].forget(frozenset(ids), states[name])
         return Snapshot().replace(version, states)
 
     @staticmethod
     def _runs(records: Iterable[Record]) -> Iterator[tuple[str, list[Record]]]:
-        """Records of one editor that come one after another, at most TOGETHER; a version's relearned by themselves."""
+        """Records of one kind and editor that come one after another, at most TOGETHER; all that a version relearned."""
         some: list[Record] = []
         for record in records:
             apart = some and _group(record) != _group(some[0])
@@ -161,8 +164,8 @@ class History:
             yield some[0].editor, some
 
 
-def _group(record: Record) -> tuple[str, int]:
-    return record.editor, record.version if record.kind == "relearn" else -1
+def _group(record: Record) -> tuple[str, str, int]:
+    return record.editor, record.kind, record.version if record.kind == "relearn" else -1
 
 
 def _patch(record: Record) -> Patch:

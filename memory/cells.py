@@ -35,7 +35,7 @@ class Cells:
         outer, inner: (cells,) the largest and the smallest distance of a member from its centre.
         low, high: (cells, width) the box around the members.
         widest: (cells,) the largest radius of a member's ball when it came in; -inf in an empty cell.
-        radius: (rows,) each row's radius when it came in; -inf for rows that are no members.
+        radius: (rows,) each row's radius when it came in.
         lists: a FAISS index of the members.
     """
 
@@ -49,13 +49,13 @@ class Cells:
     lists: Any
 
     @classmethod
-    def of(cls, sketches: Tensor, radius: Numbers) -> Cells:
-        """Sort sketches (rows, width) into cells; those whose radius (rows,) is negative are left out."""
-        members = torch.from_numpy(np.flatnonzero(radius >= 0))
+    def of(cls, sketches: Tensor, radius: Numbers, live: Numbers) -> Cells:
+        """Sort sketches (rows, width) into cells, with the radii (rows,) of their balls; only those that are live."""
+        members = torch.from_numpy(np.flatnonzero(live))
         count = min(MOST_CELLS, len(members), round(CELLS_PER_ROOT * len(members) ** 0.5))
         centres = _centres(sketches, members, count)
         empty = cls._without_members(centres)
-        return empty.extended(sketches, radius)
+        return empty.extended(sketches, radius, live)
 
     @classmethod
     def _without_members(cls, centres: Tensor) -> Cells:
@@ -73,14 +73,14 @@ class Cells:
     def __len__(self) -> int:
         return len(self.radius)
 
-    def extended(self, sketches: Tensor, radius: Numbers) -> Cells:
-        """With the rows from len(self) on as members, where their radius is not negative.
+    def extended(self, sketches: Tensor, radius: Numbers, live: Numbers) -> Cells:
+        """With the rows from len(self) on as members, where they are live.
 
-        sketches (rows, width) and radius (rows,) are of all rows, those known already included.
+        sketches (rows, width), radius (rows,) and live (rows,) are of all rows, those known already included.
         """
         faiss = _faiss()
         known = len(self)
-        new = torch.from_numpy(np.flatnonzero(radius[known:] >= 0) + known)
+        new = torch.from_numpy(np.flatnonzero(live[known:]) + known)
         members = sketches[new].contiguous()
         cell, distance = _assigned(members, self.centres)
         spread = cell[:, None].expand_as(members)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from editable.memory.cells import Cells
-from editable.memory.pages import Pages
+from editable.memory.column import Column
 from editable.memory.rows import Rows
 from editable.memory.sketch import SAMPLE, Sketch, Slack
 from editable.memory.sparse import SparseRows
@@ -58,12 +58,12 @@ class Index:
     @classmethod
     def of(cls, keys: SparseRows, radius: Numbers) -> Index:
         """Everything anew, for keys (n, features) with these radii (n,)."""
-        balls = np.flatnonzero(radius >= 0)
-        sample = balls[:: max(1, len(balls) // SAMPLE)][:SAMPLE]
+        live = np.flatnonzero(keys.live.array())
+        sample = live[:: max(1, len(live) // SAMPLE)][:SAMPLE]
         sketch = Sketch.of_sample(keys.at(torch.from_numpy(sample)))
         fine = Rows.empty(sketch.directions.shape[1] - sketch.coarse + 1, dtype=torch.bfloat16)
         index = cls(sketch, Rows.empty(sketch.coarse + 1), fine, 0.0, made_at=len(keys)).extended(keys)
-        return index.sorted(radius) if len(keys) > LATEST else index
+        return index.sorted(keys, radius) if len(keys) > LATEST else index
 
     def __len__(self) -> int:
         return len(self.sketches)
@@ -86,15 +86,15 @@ class Index:
             size = max(size, float(coarse.norm(dim=1).amax()))
         return replace(self, sketches=sketches, fine=fine, size=size)
 
-    def sorted(self, radius: Numbers) -> Index:
-        """With cells for all keys, made anew."""
-        return replace(self, cells=Cells.of(self.sketches.view, radius), strays=frozenset())
+    def sorted(self, keys: SparseRows, radius: Numbers) -> Index:
+        """With cells for all keys that are not let go, made anew."""
+        return replace(self, cells=Cells.of(self.sketches.view, radius, keys.live.array()), strays=frozenset())
 
-    def merged(self, radius: Numbers) -> Index:
+    def merged(self, keys: SparseRows, radius: Numbers) -> Index:
         """With the latest keys added to the cells there are."""
         if self.cells is None or len(self.strays) > STRAYS:
-            return self.sorted(radius)
-        return replace(self, cells=self.cells.extended(self.sketches.view, radius))
+            return self.sorted(keys, radius)
+        return replace(self, cells=self.cells.extended(self.sketches.view, radius, keys.live.array()))
 
     def taking(self, cells: Cells | None, radius: Numbers) -> Index:
         """With other cells for the same sketches, now that the rows they know have these radii (rows,)."""
@@ -125,7 +125,7 @@ class Index:
 
     def renewed(self, keys: SparseRows, radius: Numbers) -> Index:
         """Better suited to these keys, which must all have their sketches: in the background nothing is appended."""
-        return Index.of(keys, radius) if len(keys) >= REGROW * self.made_at else self.merged(radius)
+        return Index.of(keys, radius) if len(keys) >= REGROW * self.made_at else self.merged(keys, radius)
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ class Query:
     strays: Numbers
     pending: Numbers
 
-    def may_reach(self, radius: Pages) -> Numbers:
+    def may_reach(self, column: Column) -> Numbers:
         """Rows among which are all whose ball may hold the vector."""
         rows, distances = self._coarse(lambda cells: cells.reaching(self.sketch, self.slack), np.inf)
-        reach = radius.take(rows)
+        reach = column.take(rows, "radius")
         kept = distances <= self.slack(reach)
         rows, reach = rows[kept], reach[kept]
         near = rows[self._fine(rows) <= self.fine_slack(reach)] if len(rows) else rows
@@ -167,6 +167,15 @@ class Query:
         order = order[: self.beyond(bounds[order], distance)]
         unknown = np.zeros(len(self.pending), bounds.dtype)
         return np.concatenate([self.pending, rows[order]]), np.concatenate([unknown, bounds[order]])
+
+    def may_lie(self, rows: Numbers, limits: Numbers) -> Numbers:
+        """(m,) which of rows (m,) may lie within limits (m,)."""
+        kept = rows >= len(self.index)
+        known = np.flatnonzero(~kept)
+        coarse = _distances(self.sketch, self.index.sketches.view[torch.from_numpy(rows[known])])
+        known = known[coarse <= self.slack(limits[known])]
+        kept[known] = self._fine(rows[known]) <= self.fine_slack(limits[known])
+        return kept
 
     def beyond(self, bounds: Numbers, limit: float) -> int:
         """How many of these bounds, lowest first, may belong to vectors within `limit`."""
@@ -204,7 +213,10 @@ class Query:
     def _latest_distances(self) -> Numbers:
         """Distances of the coarse sketches that are in no cell yet."""
         part = self.index.sketches.view[self.index.sorted_rows :]
-        if not len(part):
-            return np.empty(0, np.float32)
-        exact = torch.cdist(self.sketch[None], part, compute_mode="donot_use_mm_for_euclid_dist")
-        return exact[0].numpy()
+        return _distances(self.sketch, part)
+
+
+def _distances(vector: Tensor, others: Tensor) -> Numbers:
+    if not len(others):
+        return np.empty(0, np.float32)
+    return torch.cdist(vector[None], others, compute_mode="donot_use_mm_for_euclid_dist")[0].numpy()

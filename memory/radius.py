@@ -8,10 +8,10 @@ Knows keys, labels, owners and radii; knows nothing of models or of what a hit c
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,40 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from editable.memory.background import Job
-from editable.memory.index import FIRST, Index
-from editable.memory.pages import Pages
+from editable.memory.column import Column
+from editable.memory.index import FIRST, Index, Query
+from editable.memory.links import Links
+from editable.memory.placing import GUESSED, KINDS, RECORD, SPLIT_GAP, Course, Life, Placed, Retold, Witnesses
 from editable.memory.rows import Rows
 from editable.memory.sparse import SparseRows
 
-GUESSED = 16  # keys measured first when the nearest is looked for: what they leave open is small
-AT_ONCE = 32  # keys measured after that, nearest sketch first; then twice as many, and so on
-SPLIT_GAP = 1e-5  # what the older of two split balls gives up, so that they do not touch (GRACE's constant)
+__all__ = ["SPLIT_GAP", "Codebook", "Names", "Placed"]
 
-Kind = Literal["add", "expand", "covered", "split"]
-KINDS: tuple[Kind, ...] = ("add", "expand", "covered", "split")
-ABSORBED = ("expand", "covered")
+AT_ONCE = 32  # keys measured at a time, nearest sketch first; then twice as many, and so on
 
 Numbers = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Placed:
-    """What happened to one key when it came in.
-
-    Args:
-        kind: "add" a ball of its own; "expand" the nearest ball, which has the same label, to reach it; "covered" by
-            that ball already; "split" the space between it and the nearest ball, which has another label.
-        nearest: row of the nearest ball at that time; -1 where it was too far to have mattered.
-        distance: Euclidean distance to it, or less where it was too far; infinite where the book was empty.
-        superseded: rows of balls at the very same place that lost it to this key.
-        freed: whether it was absorbed first, and got a ball of its own when that one shrank.
-    """
-
-    kind: Kind
-    nearest: int = -1
-    distance: float = float("inf")
-    superseded: tuple[int, ...] = ()
-    freed: bool = False
 
 
 class Names:
@@ -72,70 +50,16 @@ class Names:
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
-    """What is known of each key: a number a row in every column.
-
-    Args:
-        radius: of its ball; -inf where it has none (absorbed, superseded or forgotten).
-        initial: its initial radius.
-        label, owner, space: numbers of its label, its owner and its namespace.
-        kind, nearest, distance, freed: how it was placed, see `Placed`.
-    """
-
-    radius: Pages
-    initial: Pages
-    label: Pages
-    owner: Pages
-    space: Pages
-    kind: Pages
-    nearest: Pages
-    distance: Pages
-    freed: Pages
-
-    @classmethod
-    def empty(cls) -> Columns:
-        """No rows."""
-        known = (np.float32, np.float64, np.int32, np.int32, np.int32)
-        placed = (np.int8, np.int32, np.float64, np.bool_)
-        return cls(*map(Pages.empty, (*known, *placed)))
-
-    def append(self, **numbers: Sequence[Any]) -> Columns:
-        """So many rows longer; as many numbers for every column."""
-        return Columns(**{name: getattr(self, name).append(*ones) for name, ones in numbers.items()})
-
-    def amend(self, rows: Sequence[int], placed: Sequence[Placed]) -> None:
-        """Write how rows were placed, in place: for whoever has just appended them and has shown them to nobody."""
-        for name, ones in _placed_numbers(placed).items():
-            getattr(self, name).amend(rows, ones)
-
-    def with_placed(self, placed: Mapping[int, Placed]) -> Columns:
-        """With rows placed otherwise."""
-        if not placed:
-            return self
-        rows, numbers = list(placed), _placed_numbers(placed.values())
-        return replace(self, **{name: getattr(self, name).put(rows, ones) for name, ones in numbers.items()})
-
-
-def _placed_numbers(placed: Collection[Placed]) -> dict[str, list[Any]]:
-    return {
-        "kind": [KINDS.index(one.kind) for one in placed],
-        "nearest": [one.nearest for one in placed],
-        "distance": [one.distance for one in placed],
-        "freed": [one.freed for one in placed],
-    }
-
-
-@dataclass(frozen=True, eq=False)
 class Codebook:
     """Keys with radii, labels and owners.
 
     Args:
         keys: (n, features) every key, in order of arrival; those of forgotten owners are let go.
-        column: what is known of each.
-        label_names, owner_names, space_names: what the numbers in those columns stand for.
-        lost: pairs (a row that lost its place, the row that took it), in order; (k, 2).
-        widest: no ball is wider.
-        any_freed: whether any key has been freed.
+        column: what is known of each: the fields of `Life`.
+        label_names, owner_names, space_names: what the numbers in those fields stand for.
+        owned: by owner, which keys may be theirs.
+        witnesses: by key, which others may have been placed by looking at it.
+        widest: no ball is wider, nor any initial radius.
         index: what spares measuring most distances; None in a small book.
         job: a better index in the making.
         resolution: share of the initial radius below which two keys are at the same place, and by which a ball that
@@ -143,13 +67,13 @@ class Codebook:
     """
 
     keys: SparseRows
-    column: Columns
+    column: Column
     label_names: Names
     owner_names: Names
     space_names: Names
-    lost: Rows
+    owned: Links
+    witnesses: Witnesses
     widest: float = -math.inf
-    any_freed: bool = False
     index: Index | None = None
     job: Job[Index] | None = None
     resolution: float = 0.05
@@ -159,9 +83,9 @@ class Codebook:
         cls, features: int, resolution: float = 0.05, device: torch.device | str = "cpu", on_disk: bool = False
     ) -> Codebook:
         """A book without keys. `on_disk` holds the keys in a file, and in memory only what tells which to read."""
-        keys = Rows.on_disk(features) if on_disk else Rows.empty(features, device=device)
-        pairs = Rows.empty(2, dtype=torch.long)
-        return cls(SparseRows.of(keys), Columns.empty(), Names(), Names(), Names(), pairs, resolution=resolution)
+        keys = SparseRows.of(Rows.on_disk(features) if on_disk else Rows.empty(features, device=device))
+        names = (Names(), Names(), Names())
+        return cls(keys, Column.empty(RECORD), *names, Links(), Witnesses(), resolution=resolution)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -171,12 +95,12 @@ class Codebook:
     @property
     def radii(self) -> Tensor:
         """(n,) radius of each key's ball; -inf where it has none. A copy."""
-        return torch.from_numpy(self.column.radius.array())
+        return torch.from_numpy(self.column.array("radius"))
 
     @property
     def labels(self) -> tuple[Hashable, ...]:
         """Each key's label; two keys answer alike exactly if their labels are equal."""
-        return tuple(self.label_names.names[number] for number in self.column.label.tolist())
+        return tuple(self.label_names.names[number] for number in self.column.tolist("label"))
 
     @property
     def owners(self) -> tuple[str | None, ...]:
@@ -188,22 +112,30 @@ class Codebook:
         """What happened to each key."""
         return tuple(self.placement(row) for row in range(len(self)))
 
+    def life(self, row: int) -> Life:
+        """All that is known of a key."""
+        return Life(*self.column[row])
+
     def owner(self, row: int) -> str | None:
         """A key's owner; None once forgotten."""
-        return str(self.owner_names.names[self.column.owner[row]]) if self.keys.live[row] else None
+        return str(self.owner_names.names[self.life(row).owner]) if self.keys.live[row] else None
 
     def placement(self, row: int) -> Placed:
         """What happened to a key."""
-        column, pairs = self.column, self.lost.view
-        superseded = pairs[pairs[:, 1] == row, 0].tolist() if len(pairs) else ()
-        kind = KINDS[column.kind[row]]
-        return Placed(kind, column.nearest[row], column.distance[row], tuple(superseded), column.freed[row])
+        life, others = self.life(row), self.witnesses.looking_at(row, len(self))
+        superseded = tuple(one for one in others if self._took(row, one))
+        freed = life.absorbed and life.born >= 0
+        return Placed(KINDS[life.kind], life.nearest, life.distance, superseded, freed)
+
+    def _took(self, row: int, other: int) -> bool:
+        """Whether a key took the place of the other one, which is still there."""
+        return bool(self.life(other).taker == row) and bool(self.keys.live[other])
 
     def rows_of(self, owner: str) -> list[int]:
         """The rows of an owner's keys; none once forgotten."""
         number = self.owner_names.numbers.get(owner)
-        rows = [] if number is None else self.column.owner.where(number).tolist()
-        return [row for row in rows if self.keys.live[row]]
+        rows = [] if number is None else self.owned.of(number)
+        return [row for row in rows if row < len(self) and self.keys.live[row] and self.life(row).owner == number]
 
     # Looking up
 
@@ -241,14 +173,14 @@ class Codebook:
     def _found(self, query: Tensor, index: Index, space: str | None) -> tuple[int, float]:
         """The same for one query (features,), where most distances need not be measured."""
         bounds = index.query(query, len(self))
-        near = self._balls(bounds.may_reach(self.column.radius), space)
-        distance, radius = self._measured(query, near), self.column.radius.take(near)
+        near = self._balls(bounds.may_reach(self.column), space)
+        distance, radius = self._measured(query, near), self.column.take(near, "radius")
         if not (distance <= radius).any():
             return 0, math.inf
         # It lies in a ball; but the nearest key decides, and that may be the key of a smaller one.
         rivals = self._balls(bounds.within(float(distance[distance <= radius].min()))[0], space)
         row, least = _latest_nearest(rivals, self._measured(query, rivals))
-        around = self.column.radius.take(np.array([row]))[0]
+        around = self.column.take(np.array([row]), "radius")[0]
         if least > around:
             return 0, math.inf
         return row, float(least / np.maximum(around, np.finfo(np.float32).tiny))
@@ -261,41 +193,66 @@ class Codebook:
         -1, where there is none `within` that distance, and a distance that none is nearer than; infinite in a book
         without balls. Rows in `without`, and other namespaces where one is given, are as if they were not there.
         """
+        return self.nearest_seen(query, within, lambda rows: self._balls(rows, space, without))
+
+    def nearest_seen(
+        self,
+        query: Tensor,
+        within: float,
+        seen: Callable[[Numbers], Numbers],
+        guessed: int = GUESSED,
+        perhaps: Numbers | None = None,
+    ) -> tuple[int, float]:
+        """The same among those rows that `seen` leaves of some, `guessed` and `perhaps` of which are tried first."""
         if not len(self):
             return -1, math.inf
         query = query.float()
         if self.index is None or not bool(query.isfinite().all()):
-            rows = self._balls(np.arange(len(self)), space, without)
-            row, least = _latest_nearest(rows, self._measured(query, rows))
-        else:
-            row, least = self._nearest_by(self.index, query, within, without, space)
+            return self.nearest_of(query, seen(np.arange(len(self))), within)
+        bounds = self.index.query(query, len(self))
+        first = bounds.guess(guessed)
+        first = seen(first if perhaps is None else np.union1d(first, perhaps))
+        least = float(self._measured(query, first).min(initial=np.inf))
+        if min(least, within) == math.inf:
+            return self.nearest_of(query, seen(np.arange(len(self))), within)
+        return self._nearest_by(bounds, query, min(least, within), within, seen)
+
+    def nearest_of(self, query: Tensor, rows: Numbers, within: float) -> tuple[int, float]:
+        """The same among rows (m,), all of which are measured."""
+        row, least = _latest_nearest(rows, self._measured(query, rows))
         return (row, least) if least <= within or row < 0 else (-1, least)
 
     def _nearest_by(
-        self, index: Index, query: Tensor, within: float, without: Sequence[int], space: str | None
+        self, bounds: Query, query: Tensor, limit: float, within: float, seen: Callable[[Numbers], Numbers]
     ) -> tuple[int, float]:
-        bounds = index.query(query, len(self))
-        guessed = self._balls(bounds.guess(GUESSED), space, without)
-        least = float(self._measured(query, guessed).min(initial=np.inf))
-        if min(least, within) == math.inf:
-            return _latest_nearest(
-                rows := self._balls(np.arange(len(self)), space, without), self._measured(query, rows)
-            )
-        rows, distances = bounds.within(min(least, within))
+        """The nearest, of which it is known that none lies `within` that distance but beyond `limit`."""
+        rows, distances = bounds.within(limit)
         best, start, count = (-1, math.nextafter(within, math.inf)), 0, AT_ONCE
         while start < bounds.beyond(distances, best[1]):
-            some = self._balls(rows[start : start + count], space, without)
+            some = seen(rows[start : start + count])
             row, least = _latest_nearest(some, self._measured(query, some))
             if row >= 0 and (least, -row) < (best[1], -best[0]):
                 best = (row, least)
             start, count = start + count, 2 * count
         return best
 
+    def within(self, row: int, rows: Numbers, limits: Numbers) -> Numbers:
+        """Those of rows (m,) whose keys lie within limits (m,) of a key."""
+        if self.index is not None:
+            bounds = self.index.query(self.keys.slice(row, row + 1)[0], len(self))
+            kept = bounds.may_lie(rows, limits)
+            rows, limits = rows[kept], limits[kept]
+        return rows[self.measured_between(row, rows) <= limits]
+
+    def measured_between(self, row: int, rows: Numbers) -> Numbers:
+        """(m,) distances of a key to those of rows (m,)."""
+        return self._measured(self.keys.slice(row, row + 1)[0], rows)
+
     def _balls(self, rows: Numbers, space: str | None, without: Sequence[int] = ()) -> Numbers:
         """Those of rows (m,) that have a ball and may be seen."""
-        kept = self.column.radius.take(rows) >= 0
+        kept = self.column.take(rows, "radius") >= 0
         if space is not None:
-            kept &= self.column.space.take(rows) == self.space_names.numbers.get(space, -1)
+            kept &= self.column.take(rows, "space") == self.space_names.numbers.get(space, -1)
         if without:
             kept &= ~np.isin(rows, without)
         return rows[kept]
@@ -308,8 +265,8 @@ class Codebook:
     def _radius_on(self, device: torch.device, space: str | None) -> Tensor:
         if space is None:
             return self._radius_tensor.to(device, non_blocking=True)
-        here = self.column.space.array() == self.space_names.numbers.get(space, -1)
-        return torch.from_numpy(np.where(here, self.column.radius.array(), -np.inf)).to(device)
+        here = self.column.array("space") == self.space_names.numbers.get(space, -1)
+        return torch.from_numpy(np.where(here, self.column.array("radius"), np.float32(-np.inf))).to(device)
 
     @cached_property
     def _radius_tensor(self) -> Tensor:
@@ -355,100 +312,41 @@ class Codebook:
         if not bool(finite.all()):
             odd = owners[int(finite.int().argmin())]
             raise ValueError(f"The key of {odd!r} has NaN or infinite features, expected finite ones.")
-        book, count = self._renewed(), keys.shape[0]
-        column = book.column.append(
-            radius=[-math.inf] * count,
-            initial=radii,
-            label=[self.label_names.number(label) for label in labels],
-            owner=[self.owner_names.number(owner) for owner in owners],
-            space=[self.space_names.number(space)] * count,
-            kind=[0] * count,
-            nearest=[-1] * count,
-            distance=[math.inf] * count,
-            freed=[False] * count,
-        )
+        book = self._renewed()
         held = book.keys.append(keys)
-        index = book.index and book.index.following(held)
-        fold = _Fold(replace(book, keys=held, column=column, index=index), fresh=len(book))
-        for row, known in enumerate(placed, start=len(book)):
-            fold.enter(row, known)
-        return fold.book()
+        course = Course(replace(book, keys=held, index=book.index and book.index.following(held)))
+        number = self.space_names.number(space)
+        for row, (label, owner, radius, known) in enumerate(zip(labels, owners, radii, placed, strict=True), len(self)):
+            life = Life.new(radius, self.label_names.number(label), self.owner_names.number(owner), number)
+            self.owned.add(life.owner, row)
+            course.now = row
+            course.arrive(row, life, known)
+        return course.book._after(course)
 
     def forget(self, owners: frozenset[str]) -> Codebook:
         """The book as if those owners' keys had never come.
 
-        Cheap where no remaining key was placed by looking at one of theirs; else every remaining key is placed again,
-        O(n), which searches only for those whose nearest ball is another one now.
+        Told again is only what they did, and what keys did that came later and looked at a ball that was another then.
         """
         gone = {row for owner in owners for row in self.rows_of(owner)}
         if not gone:
             return self
-        left = replace(self, keys=self.keys.let_go(np.array(sorted(gone))))
-        parted = self._parted_by(gone)
-        if parted is None or not left._stand_alone(gone, parted):
-            return left._replayed()
-        fold = _Fold(left)
-        for row in gone:
-            fold.set_radius(row, -math.inf)
-        for row, radius in parted.items():
-            if self.column.radius[row] >= 0:  # else it was superseded after it was split, and stays so
-                fold.set_radius(row, left._narrowed(row, radius))
-        return fold.book()
+        course = Retold(self, replace(self, keys=self.keys.let_go(np.array(sorted(gone)))), gone)
+        course.tell()
+        return course.book._after(course)
 
-    def _parted_by(self, gone: set[int]) -> dict[int, float] | None:
-        """Balls of others that `gone` split, with the radius each had at first; None if they did more than split."""
-        parted: dict[int, float] = {}
-        for placed in map(self.placement, gone):
-            if placed.superseded or placed.freed or (placed.kind == "expand" and placed.nearest not in gone):
-                return None
-            if placed.kind == "split" and placed.nearest not in gone:
-                first = self._first_radius(placed.nearest)
-                if first is None:
-                    return None
-                parted[placed.nearest] = first
-        return parted
-
-    def _first_radius(self, row: int) -> float | None:
-        placed = self.placement(row)
-        return {"add": self.column.initial[row], "split": placed.distance / 2}.get(placed.kind)
-
-    def _stand_alone(self, gone: set[int], parted: dict[int, float]) -> bool:
-        """Whether every remaining key would be placed as it was, with `gone` away and the `parted` balls wider."""
-        if self.any_freed or any(self._company(row) for row in gone):
-            return False
-        return all(self._stays(row, wider) for parted_row, wider in parted.items() for row in self._company(parted_row))
-
-    def _company(self, row: int) -> list[int]:
-        """Rows of remaining keys that were placed by looking at this one."""
-        pairs = self.lost.view
-        takers = pairs[pairs[:, 0] == row, 1].tolist() if len(pairs) else []
-        return [one for one in {*self.column.nearest.where(row).tolist(), *takers} if self.keys.live[one]]
-
-    def _stays(self, row: int, wider: float) -> bool:
-        """Whether a key is placed as it was if the ball nearest to it was up to `wider` when it came."""
-        placed = self.placement(row)
-        far = placed.distance > self.column.initial[row] + wider
-        return placed.kind == "split" or (placed.kind == "add" and far)
-
-    def _narrowed(self, row: int, radius: float) -> float:
-        """A ball's radius after all the splits that remain; every key that still looks at it split it."""
-        splits = [placed for placed in map(self.placement, self._company(row)) if placed.kind == "split"]
-        return min([radius, *(placed.distance / 2 - SPLIT_GAP for placed in splits)])
-
-    def _replayed(self) -> Codebook:
-        """Every remaining key placed again, in order of arrival."""
-        count = len(self)
-        column = replace(
-            self.column,
-            radius=Pages.of(np.full(count, -np.inf, np.float32)),
-            freed=Pages.of(np.zeros(count, np.bool_)),
-        )
-        pairs = Rows.empty(2, dtype=torch.long)
-        blank = replace(self, column=column, lost=pairs, widest=-math.inf, any_freed=False)
-        fold = _Fold(blank, before=self)
-        for row in np.flatnonzero(self.keys.live.array()).tolist():
-            fold.enter(row, fold.placed_anew(row))
-        return fold.book()
+    def _after(self, course: Course) -> Codebook:
+        """The book once that has happened to its keys."""
+        lives, start = course.lives, len(self.column)
+        changed = sorted(row for row in lives if row < start)
+        for row in changed:
+            self.witnesses.note(row, lives[row], self.life(row))
+        for row in range(start, len(self)):
+            self.witnesses.note(row, lives[row])
+        column = self.column.put(changed, _records(lives, changed)).append(_records(lives, range(start, len(self))))
+        radii = np.array([lives[row].radius for row in changed], np.float32)
+        index = self.index and self.index.noting(np.array(changed, np.int64), radii)
+        return replace(self, column=column, index=index, widest=course.widest)
 
     # The index
 
@@ -467,29 +365,20 @@ class Codebook:
         book = self if made is None else self._adopting(made)
         if book.keys.device.type != "cpu":
             return book
-        keys, radius, index = book.keys, book.column.radius, book.index
+        keys, column, index = book.keys, book.column, book.index
         if index is None and len(book) >= FIRST:
-            return replace(book, job=Job("index of keys", lambda: Index.of(keys, radius.array())))
+            return replace(book, job=Job("index of keys", lambda: Index.of(keys, column.array("radius"))))
         if index is None or not index.due(len(book)):
             return book
         index = index.extended(keys)
-        return replace(book, index=index, job=Job("index of keys", lambda: index.renewed(keys, radius.array())))
+        return replace(book, index=index, job=Job("index of keys", lambda: index.renewed(keys, column.array("radius"))))
 
     def _adopting(self, index: Index) -> Codebook:
         if self.index is not None and index.sketch is self.index.sketch:
             later = self.index  # the same sketches, and more of them
         else:
             later = index.following(self.keys)
-        return replace(self, index=later.taking(index.cells, self.column.radius.array()), job=None)
-
-    def with_radii(self, radius: dict[int, float]) -> Codebook:
-        """With other radii in some rows."""
-        if not radius:
-            return self
-        rows, values = np.fromiter(radius, np.int64), np.fromiter(radius.values(), np.float32)
-        column = replace(self.column, radius=self.column.radius.put(rows, values))
-        index = self.index and self.index.noting(rows, values)
-        return replace(self, column=column, index=index, widest=max(self.widest, float(values.max())))
+        return replace(self, index=later.taking(index.cells, self.column.array("radius")), job=None)
 
 
 def _distances(queries: Tensor, keys: Tensor) -> Tensor:
@@ -504,163 +393,5 @@ def _latest_nearest(rows: Numbers, distances: Numbers) -> tuple[int, float]:
     return int(rows[distances == least].max()), float(least)
 
 
-class _Fold:
-    """Places keys one after another over a book. A key has no ball until it has entered.
-
-    Args:
-        book: what is there already.
-        before: in a replay, the book as it was, which tells how each key was placed.
-        fresh: rows from this one on were just appended, and nobody has seen them yet; None where there are none.
-    """
-
-    def __init__(self, book: Codebook, before: Codebook | None = None, fresh: int | None = None) -> None:
-        self.source = book
-        self.before = before
-        self.fresh = len(book) if fresh is None else fresh
-        self.radius: dict[int, float] = {}  # what has changed since `source`
-        self.placed: dict[int, Placed] = {}
-        self.pairs: list[tuple[int, int]] = []
-        self.freed = book.any_freed
-        self.widest = book.widest
-        self.entered = len(book)
-        self.perhaps_new = np.empty(0, np.int64)  # in a replay: keys without a ball of their own at some time before
-        if before is not None:
-            absorbed = np.isin(before.column.kind.array(), [KINDS.index("expand"), KINDS.index("covered")])
-            self.perhaps_new = np.union1d(np.flatnonzero(absorbed), before.lost.view[:, 0].numpy())
-
-    def book(self) -> Codebook:
-        """What has come of it."""
-        book = self._with_radii()
-        fresh = [row for row in self.placed if row >= self.fresh]
-        book.column.amend(fresh, [self.placed.pop(row) for row in fresh])
-        lost = book.lost.append(torch.tensor(self.pairs)) if self.pairs else book.lost
-        return replace(book, column=book.column.with_placed(self.placed), lost=lost, any_freed=self.freed)
-
-    def enter(self, row: int, placed: Placed | None = None) -> None:
-        """Place a key, where it is not known how, and let what that does to other balls happen."""
-        placed = placed or self._place(row)
-        self.placed[row] = replace(placed, superseded=(), freed=False)
-        self.entered = row + 1
-        for lost in placed.superseded:
-            self.pairs.append((lost, row))
-            self.set_radius(lost, -math.inf)
-        if placed.kind == "expand":
-            # Beyond the key itself: asked again in another batch, its activation differs in the last bits.
-            slack = self.source.resolution * self._initial(row)
-            self.set_radius(placed.nearest, placed.distance + slack)
-        elif placed.kind == "split":
-            self.set_radius(placed.nearest, min(self._radius(placed.nearest), placed.distance / 2 - SPLIT_GAP))
-            self.set_radius(row, placed.distance / 2)
-        elif placed.kind == "add":
-            self.set_radius(row, self._initial(row))
-        for changed in (*placed.superseded, *((placed.nearest,) if placed.kind == "split" else ())):
-            self._free_absorbed(changed)
-
-    def _with_radii(self) -> Codebook:
-        """The book with the radii that have changed so far."""
-        fresh = [row for row in self.radius if row >= self.fresh]
-        self.source.column.radius.amend(fresh, [self.radius.pop(row) for row in fresh])
-        book = replace(self.source.with_radii(self.radius), widest=self.widest)
-        self.radius = {}
-        return book
-
-    def set_radius(self, row: int, radius: float) -> None:
-        """Give a key a ball of that radius, or (-inf) none."""
-        self.radius[row] = float(np.float32(radius))
-        self.widest = max(self.widest, self.radius[row])
-
-    def _radius(self, row: int) -> float:
-        changed = self.radius.get(row)
-        return float(self.source.column.radius[row]) if changed is None else changed
-
-    def _initial(self, row: int) -> float:
-        return float(self.source.column.initial[row])
-
-    def _alike(self, row: int, other: int) -> bool:
-        label = self.source.column.label
-        return bool(label[row] == label[other])
-
-    def _placed_now(self, row: int) -> Placed:
-        return self.placed.get(row) or self.source.placement(row)
-
-    def _place(self, row: int) -> Placed:
-        superseded: list[int] = []
-        while True:
-            near, distance = self._nearest(row, superseded)
-            if not self._is_here(row, near, distance):
-                return self._decided(row, near, distance, tuple(superseded))
-            superseded.append(near)
-
-    def _is_here(self, row: int, near: int, distance: float) -> bool:
-        """Whether the ball at `near` is another label's, at the very place of the key."""
-        close = near >= 0 and distance <= self.source.resolution * self._initial(row)
-        return close and not self._alike(near, row)
-
-    def _decided(self, row: int, near: int, distance: float, superseded: tuple[int, ...] = ()) -> Placed:
-        initial, reach = self._initial(row), self._radius(near) if near >= 0 else -math.inf
-        if near < 0 or distance > initial + max(reach, 0.0):
-            return Placed("add", -1 if distance > initial + self.widest else near, distance, superseded)
-        if not self._alike(near, row):
-            return Placed("split", near, distance, superseded)
-        return Placed("expand" if distance > reach else "covered", near, distance, superseded)
-
-    def placed_anew(self, row: int) -> Placed | None:
-        """How a key is placed in a book with fewer others, if what was found when it came tells.
-
-        It does where the ball found nearest is still there, or all were too far away to matter, and none is nearer that
-        was not there then. None where the book has to be searched.
-        """
-        assert self.before is not None
-        old, reach = self.before.placement(row), self._initial(row) + self.widest
-        if old.superseded or (old.nearest >= 0 and self._radius(old.nearest) < 0):
-            return None
-        if old.nearest < 0 and old.distance <= reach:
-            return None
-        new = self._distance_to_new(row)
-        if self._is_here(row, old.nearest, old.distance) or new <= (reach if old.nearest < 0 else old.distance):
-            return None
-        # Where nothing was near, the distance only says that: none of the balls there are now is nearer.
-        return self._decided(row, old.nearest, min(old.distance, new) if old.nearest < 0 else old.distance)
-
-    def _distance_to_new(self, row: int) -> float:
-        """Distance to the nearest ball that may not have been there when the key first came."""
-        earlier = self.perhaps_new[: np.searchsorted(self.perhaps_new, row)].tolist()
-        balls = [new for new in earlier if self._radius(new) >= 0]
-        if not balls:
-            return float("inf")
-        keys = self.source.keys.at(torch.tensor([row, *balls], device=self.source.keys.device))
-        return float((keys[1:] - keys[0]).norm(dim=1).amin())
-
-    def _nearest(self, row: int, without: Sequence[int], within: float = 0.0) -> tuple[int, float]:
-        """The nearest ball, if it is near enough to matter, or `within` that distance."""
-        book = self.source = self._with_radii()
-        within = max(within, self._initial(row) + max(self.widest, 0.0))
-        space = str(book.space_names.names[book.column.space[row]])
-        return book.nearest(book.keys.slice(row, row + 1)[0], within, without, space)
-
-    def _absorbed_by(self, host: int) -> Iterator[int]:
-        """Rows of remaining keys that the ball of `host` absorbed, in order of arrival."""
-        known = (row for row in self.source.column.nearest.where(host).tolist() if row < self.entered)
-        for row in sorted({*known, *(row for row, placed in self.placed.items() if placed.nearest == host)}):
-            placed = self._placed_now(row)
-            if placed.kind in ABSORBED and placed.nearest == host and self.source.keys.live[row] and not placed.freed:
-                yield row
-
-    def _free_absorbed(self, host: int) -> None:
-        """Keys that a shrunken or lost ball no longer holds get a ball of their own."""
-        radius = self._radius(host)
-        for row in list(self._absorbed_by(host)):
-            if self._placed_now(row).distance > radius:
-                self._own_ball(row)
-
-    def _own_ball(self, row: int) -> None:
-        near, distance = self._nearest(row, [], 2 * self._initial(row))
-        if self._is_here(row, near, distance):
-            if (row, near) not in self.pairs:  # a recorded placement may have said so already
-                self.pairs.append((row, near))  # superseded, as a ball would be that another label's key came to
-            return
-        alike = near < 0 or self._alike(near, row)
-        initial = self._initial(row)
-        self.placed[row] = replace(self._placed_now(row), freed=True)
-        self.freed = True
-        self.set_radius(row, initial if alike else min(initial, distance / 2))
+def _records(lives: Mapping[int, Life], rows: Sequence[int]) -> Numbers:
+    return np.array([lives[row].record for row in rows], RECORD)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from editable.memory.background import Job
-from editable.memory.pages import Pages
+from editable.memory.column import Column
 from editable.memory.rows import Rows
 
 FEWEST = 4096  # rows that must have been let go before copying the others pays
@@ -52,7 +52,7 @@ class SparseRows:
     """
 
     rows: Rows
-    live: Pages
+    live: Column
     place: Rows | None = None
     gone: int = 0
     job: Job[Compaction] | None = None
@@ -60,7 +60,7 @@ class SparseRows:
     @classmethod
     def of(cls, rows: Rows) -> SparseRows:
         """All rows of `rows`."""
-        return cls(rows, Pages.of(np.ones(len(rows), np.bool_)))
+        return cls(rows, Column.of(np.ones(len(rows), np.bool_)))
 
     def __len__(self) -> int:
         return len(self.live)
@@ -98,7 +98,7 @@ class SparseRows:
         start, count, place = len(base.rows), rows.shape[0], base.place
         if place is not None:
             place = place.append(torch.arange(start, start + count, device=base.device))
-        return replace(base, rows=base.rows.append(rows), live=base.live.append(*[True] * count), place=place)
+        return replace(base, rows=base.rows.append(rows), live=base.live.append(np.ones(count, np.bool_)), place=place)
 
     def let_go(self, numbers: RowNumbers) -> SparseRows:
         """Without these rows: nobody will ask this view, or those that come of it, for them."""

@@ -42,6 +42,11 @@ def radii(count: int, seed: int = 0, without: float = 0.2) -> Radii:
     return np.where(rng.random(count) < without, -np.inf, drawn).astype(np.float32)
 
 
+def present(radius: Radii) -> NDArray[np.bool_]:
+    """Which rows are members in these tests: those that have a radius."""
+    return np.asarray(radius >= 0)
+
+
 def distances(query: Tensor, points: Tensor) -> NDArray[np.float64]:
     return np.asarray((points.double() - query.double()).norm(dim=1))
 
@@ -63,7 +68,7 @@ def check(cells: Cells, points: Tensor, radius: Radii, query: Tensor, within: fl
 def test_all_that_is_near_is_found(count: int, width: int) -> None:
     points, radius = clustered(count, width), radii(count)
     radius[0] = 1.0  # at least one member
-    cells = Cells.of(points, radius)
+    cells = Cells.of(points, radius, present(radius))
     assert len(cells) == count
     for query in torch.cat([clustered(20, width, seed=7), points[:20]]):
         for within in (0.0, 1.0, 4.0, 1e3):
@@ -72,7 +77,11 @@ def test_all_that_is_near_is_found(count: int, width: int) -> None:
 
 def test_a_member_exactly_at_the_limit_is_near() -> None:
     """Five from (3, 4): FAISS itself finds only what is nearer than its limit."""
-    cells = Cells.of(torch.tensor([[0.0, 0.0], [100.0, 0.0]]), np.array([5.0, 1.0], np.float32))
+    cells = Cells.of(
+        torch.tensor([[0.0, 0.0], [100.0, 0.0]]),
+        np.array([5.0, 1.0], np.float32),
+        present(np.array([5.0, 1.0], np.float32)),
+    )
     query = torch.tensor([3.0, 4.0])
     assert cells.near(query, 5.0)[0].tolist() == [0]
     assert cells.near(query, 5.0)[1].tolist() == [25.0]
@@ -83,7 +92,7 @@ def test_a_member_exactly_at_the_limit_is_near() -> None:
 def test_the_widest_ball_of_a_cell_is_what_reaches() -> None:
     """One cell; a far query is reached through the ball of 50, and with it comes what lies beside."""
     points, radius = torch.tensor([[0.0], [1.0]]), np.array([50.0, 0.5], np.float32)
-    cells = Cells.of(points, radius)
+    cells = Cells.of(points, radius, present(radius))
     assert 0 in cells.reaching(torch.tensor([-49.0]), NO_SLACK)[0]
     assert cells.reaching(torch.tensor([-51.0]), NO_SLACK)[0].tolist() == []
     assert 0 in cells.reaching(torch.tensor([-51.0]), Slack(1.0, 1.5))[0]
@@ -91,7 +100,7 @@ def test_the_widest_ball_of_a_cell_is_what_reaches() -> None:
 
 
 def test_one_member() -> None:
-    cells = Cells.of(torch.tensor([[1.0, 2.0]]), np.zeros(1, np.float32))
+    cells = Cells.of(torch.tensor([[1.0, 2.0]]), np.zeros(1, np.float32), present(np.zeros(1, np.float32)))
     assert cells.near(torch.tensor([1.0, 2.0]), 0.0)[0].tolist() == [0]
     assert cells.reaching(torch.tensor([1.0, 2.0]), NO_SLACK)[0].tolist() == [0]
     assert cells.near(torch.tensor([1.0, 2.5]), 0.4)[0].tolist() == []
@@ -99,7 +108,7 @@ def test_one_member() -> None:
 
 def test_duplicates_are_all_found() -> None:
     points = torch.ones(100, 3)
-    cells = Cells.of(points, np.zeros(100, np.float32))
+    cells = Cells.of(points, np.zeros(100, np.float32), present(np.zeros(100, np.float32)))
     assert sorted(cells.near(torch.ones(3), 0.0)[0].tolist()) == list(range(100))
     assert sorted(cells.reaching(torch.ones(3), NO_SLACK)[0].tolist()) == list(range(100))
 
@@ -108,7 +117,7 @@ def test_rows_without_a_ball_are_left_out() -> None:
     points = clustered(60)
     radius = np.full(60, -np.inf, np.float32)
     radius[[3, 40]] = 1.0
-    cells = Cells.of(points, radius)
+    cells = Cells.of(points, radius, present(radius))
     assert sorted(cells.near(points[3], 1e3)[0].tolist()) == [3, 40]
     assert set(cells.few(points[3], 10).tolist()) <= {3, 40}
 
@@ -121,7 +130,7 @@ def test_an_empty_cell_is_never_entered() -> None:
     assert empty.near(torch.zeros(2), 1e3)[0].tolist() == []
     assert empty.reaching(torch.zeros(2), NO_SLACK)[0].tolist() == []
     assert empty.few(torch.zeros(2), 5).tolist() == []
-    one = empty.extended(torch.tensor([[99.0, 0.0]]), np.ones(1, np.float32))
+    one = empty.extended(torch.tensor([[99.0, 0.0]]), np.ones(1, np.float32), present(np.ones(1, np.float32)))
     assert one.near(torch.tensor([98.0, 0.0]), 1.0)[0].tolist() == [0]
     assert one.near(torch.zeros(2), 1e3)[0].tolist() == [0]
     assert one.near(torch.zeros(2), 90.0)[0].tolist() == []
@@ -129,8 +138,8 @@ def test_an_empty_cell_is_never_entered() -> None:
 
 def test_extending_by_nothing_changes_nothing() -> None:
     points, radius = clustered(60), radii(60)
-    cells = Cells.of(points, radius)
-    same = cells.extended(points, radius)
+    cells = Cells.of(points, radius, present(radius))
+    same = cells.extended(points, radius, present(radius))
     assert len(same) == 60
     for query in points[:10]:
         assert sorted(cells.near(query, 2.0)[0].tolist()) == sorted(same.near(query, 2.0)[0].tolist())
@@ -140,10 +149,13 @@ def test_extending_by_nothing_changes_nothing() -> None:
 def test_extended_is_as_if_made_at_once(steps: list[int]) -> None:
     """The same centres, members in parts: the same bounds, and the same answers."""
     points, radius = clustered(300), radii(300)
-    centres = Cells.of(points, radius).centres
-    whole, parts = Cells._without_members(centres).extended(points, radius), Cells._without_members(centres)
+    centres = Cells.of(points, radius, present(radius)).centres
+    whole, parts = (
+        Cells._without_members(centres).extended(points, radius, present(radius)),
+        Cells._without_members(centres),
+    )
     for step in steps:
-        parts = parts.extended(points[:step], radius[:step])
+        parts = parts.extended(points[:step], radius[:step], present(radius[:step]))
     for name in ("outer", "inner", "low", "high", "widest"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)), name
     assert np.array_equal(whole.radius, parts.radius)
@@ -158,11 +170,15 @@ def found(cells: Cells, query: Tensor) -> tuple[list[int], list[int]]:
 
 def test_an_older_value_does_not_see_what_was_added() -> None:
     points, radius = clustered(200), radii(200)
-    cells = Cells.of(points[:100], radius[:100])
+    cells = Cells.of(points[:100], radius[:100], present(radius[:100]))
     queries = torch.cat([points[90:110], clustered(10, seed=5)])
     before = [found(cells, query) for query in queries]
-    left = cells.extended(points, radius)
-    right = cells.extended(torch.cat([points[:100], points[:100] + 1]), np.concatenate([radius[:100], radius[:100]]))
+    left = cells.extended(points, radius, present(radius))
+    right = cells.extended(
+        torch.cat([points[:100], points[:100] + 1]),
+        np.concatenate([radius[:100], radius[:100]]),
+        present(np.concatenate([radius[:100], radius[:100]])),
+    )
     assert [found(cells, query) for query in queries] == before
     assert len(cells) == 100
     for query in queries:
@@ -173,7 +189,9 @@ def test_an_older_value_does_not_see_what_was_added() -> None:
 
 def test_bounds_are_those_of_the_members() -> None:
     """One cell around 0 and 4 on the line: centre 2, both 2 from it."""
-    cells = Cells.of(torch.tensor([[0.0], [4.0]]), np.array([0.5, 0.25], np.float32))
+    cells = Cells.of(
+        torch.tensor([[0.0], [4.0]]), np.array([0.5, 0.25], np.float32), present(np.array([0.5, 0.25], np.float32))
+    )
     assert cells.centres.tolist() == [[2.0]]
     assert (cells.outer.tolist(), cells.inner.tolist()) == ([2.0], [2.0])
     assert (cells.low.tolist(), cells.high.tolist()) == ([[0.0]], [[4.0]])
@@ -183,14 +201,14 @@ def test_bounds_are_those_of_the_members() -> None:
 def test_far_cells_are_passed_over() -> None:
     """Else the cells would be right, and of no use."""
     points = torch.cat([torch.randn(200, 4, generator=torch.Generator().manual_seed(1)) + 100 * i for i in range(5)])
-    cells = Cells.of(points, np.full(1000, 0.1, np.float32))
+    cells = Cells.of(points, np.full(1000, 0.1, np.float32), present(np.full(1000, 0.1, np.float32)))
     kept = cells._cells_near(points[0], 1.0)
     assert 0 < len(kept) < len(cells.centres) / 3
 
 
 def test_few_mostly_hold_the_nearest() -> None:
     points = clustered(700, seed=3) + torch.rand(700, 6, generator=torch.Generator().manual_seed(4))
-    cells = Cells.of(points, np.zeros(700, np.float32))
+    cells = Cells.of(points, np.zeros(700, np.float32), present(np.zeros(700, np.float32)))
     queries = points[::10] + 0.01
     guessed = [cells.few(query, 16) for query in queries]
     assert all(0 < len(rows) <= 16 for rows in guessed)
@@ -201,7 +219,7 @@ def test_few_mostly_hold_the_nearest() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_query_that_is_no_place_is_near_nothing(value: float) -> None:
     points, radius = clustered(60), radii(60)
-    cells = Cells.of(points, radius)
+    cells = Cells.of(points, radius, present(radius))
     for query in (torch.full((6,), value), torch.cat([points[0][:5], torch.tensor([value])])):
         assert cells.near(query, 100.0)[0].tolist() == []
         assert cells.reaching(query, NO_SLACK)[0].tolist() == []
@@ -221,9 +239,9 @@ def test_whatever_is_added_all_that_is_near_is_found(
     first, *more = parts
     ends = np.cumsum([first + 20, *more]).tolist()
     points, radius = clustered(ends[-1], width, seed) * scale, radii(ends[-1], seed) * np.float32(scale)
-    cells = Cells.of(points[: ends[0]], radius[: ends[0]])
+    cells = Cells.of(points[: ends[0]], radius[: ends[0]], present(radius[: ends[0]]))
     for end in ends[1:]:
-        cells = cells.extended(points[:end], radius[:end])
+        cells = cells.extended(points[:end], radius[:end], present(radius[:end]))
     exact_queries, beside = points[:: max(1, len(points) // 6)], clustered(4, width, seed + 1) * scale
     for query in torch.cat([exact_queries, beside]):
         exact, members = distances(query, points), np.flatnonzero(radius >= 0)

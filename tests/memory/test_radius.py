@@ -477,7 +477,7 @@ def survivors(book: Codebook) -> Codebook:
     fresh = Codebook.empty(book.keys.view.shape[1], book.resolution)
     for row, owner in enumerate(book.owners):
         if owner is not None:
-            fresh = fresh.add(book.keys.view[row], book.labels[row], owner, book.column.initial[row])
+            fresh = fresh.add(book.keys.view[row], book.labels[row], owner, book.life(row).initial)
     return fresh
 
 
@@ -583,20 +583,20 @@ def after(done: list[Step], resolution: float) -> Codebook:
     return recorded(done, resolution)[0]
 
 
-def recorded(done: list[Step], resolution: float) -> tuple[Codebook, list[Placed], frozenset[str]]:
-    """The same, with how each key was placed when it came, and who was forgotten."""
-    book, placed, gone, edits = Codebook.empty(2, resolution), list[Placed](), frozenset[str](), 0
+def recorded(done: list[Step], resolution: float) -> tuple[Codebook, Codebook]:
+    """The same, and a second one fed with what the first recorded of each key when it came."""
+    book, again, edits = Codebook.empty(2, resolution), Codebook.empty(2, resolution), 0
     for step in done:
         if isinstance(step, Add):
             for place in step.places:
                 book = book.add(point(place), step.label, str(edits), step.radius)
-                placed.append(replace(book.placed[-1], freed=False))
+                known = replace(book.placed[-1], freed=False)
+                again = again.add(point(place), step.label, str(edits), step.radius, known)
             edits += 1
         elif edits:
             now = frozenset(str(number % edits) for number in step.edits)
-            gone |= now
-            book = book.forget(now)
-    return book, placed, gone
+            book, again = book.forget(now), again.forget(now)
+    return book, again
 
 
 @settings(max_examples=150, deadline=None)
@@ -631,15 +631,8 @@ def test_the_newest_key_answers_at_its_own_place(done: list[Step], place: tuple[
 @settings(max_examples=80, deadline=None)
 @given(steps, st.sampled_from([0.0, 0.05]))
 def test_recorded_placements_replay_to_the_same_book(done: list[Step], resolution: float) -> None:
-    """As the log replays them: what was recorded when each key came, forgotten keys forgotten at the end."""
-    book, placed, gone = recorded(done, resolution)
-    if not len(book):
-        return
-    again, edits = Codebook.empty(2, resolution), [step for step in done if isinstance(step, Add)]
-    owners = [str(number) for number, edit in enumerate(edits) for _ in edit.places]
-    for row, known in enumerate(placed):
-        again = again.add(book.keys.view[row], book.labels[row], owners[row], book.column.initial[row], known)
-    again = again.forget(gone)
+    """As the log replays them: what was recorded when each key came, and the forgotten forgotten when they were."""
+    book, again = recorded(done, resolution)
     assert radii(again) == radii(book)
     assert again.owners == book.owners
 
