@@ -105,7 +105,7 @@ class Cells:
 
     def reaching(self, query: Tensor, slack: Slack) -> tuple[Numbers, Numbers]:
         """(rows, squared distances) among which are all members whose ball, with that slack, holds query (width,)."""
-        reach = slack(self.widest)
+        reach = slack(self.widest.numpy())
         kept = self._cells_near(query, reach)
         return self._scanned(query, kept, float(reach[kept].max()) if len(kept) else 0.0)
 
@@ -116,18 +116,18 @@ class Cells:
         _, rows = self.lists.search(query[None].numpy(), count, params=parameters)
         return rows[0][rows[0] >= 0]  # type: ignore[no-any-return]
 
-    def _cells_near(self, query: Tensor, reach: Tensor | float) -> Tensor:
+    def _cells_near(self, query: Tensor, reach: Numbers | float) -> Numbers:
         """The cells with a member that may lie within `reach` (one, or one for each cell) of query (width,)."""
-        distance = torch.cdist(query[None], self.centres, compute_mode="donot_use_mm_for_euclid_dist")[0]
-        ball = torch.maximum(distance - self.outer, self.inner - distance) - ROUNDING * (distance + self.outer)
-        cells = (ball <= reach).nonzero()[:, 0]
-        outside = torch.maximum(self.low[cells] - query, query - self.high[cells]).clamp_min(0)
-        box = outside.square().sum(dim=1).sqrt() * (1 - ROUNDING)
-        return cells[box <= (reach[cells] if isinstance(reach, Tensor) else reach)]
+        distance = torch.cdist(query[None], self.centres, compute_mode="donot_use_mm_for_euclid_dist")[0].numpy()
+        outer, inner, point = self.outer.numpy(), self.inner.numpy(), query.numpy()
+        ball = np.maximum(distance - outer, inner - distance) - ROUNDING * (distance + outer)
+        cells = np.flatnonzero(ball <= reach)
+        outside = np.maximum(self.low.numpy()[cells] - point, point - self.high.numpy()[cells]).clip(min=0)
+        box = np.sqrt(np.einsum("ij,ij->i", outside, outside)) * (1 - ROUNDING)
+        return cells[box <= (reach if isinstance(reach, float) else reach[cells])]
 
-    def _scanned(self, query: Tensor, kept: Tensor, radius: float) -> tuple[Numbers, Numbers]:
+    def _scanned(self, query: Tensor, cells: Numbers, radius: float) -> tuple[Numbers, Numbers]:
         faiss = _faiss()
-        cells = kept.numpy()
         if not len(cells):
             return np.empty(0, np.int64), np.empty(0, np.float32)
         found = faiss.RangeSearchResult(1)

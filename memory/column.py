@@ -49,7 +49,7 @@ class _Store:
             self.data = larger
 
     def change(self, version: _Version, rows: Numbers, numbers: Numbers) -> _Version:
-        """Write into rows (m,) that older versions may see."""
+        """Write into rows (m,), in order, that older versions may see."""
         later = _Version()
         # Before it is written: a reader that sees any of it finds here what it covers.
         version.change = _Change(rows, self.data[rows], later)
@@ -108,9 +108,9 @@ class Column:
         rows = np.asarray(rows, dtype=np.int64)
         if not len(rows):
             return self
-        values = np.broadcast_to(np.asarray(numbers, dtype=self.store.data.dtype), rows.shape)
+        values, order = np.broadcast_to(np.asarray(numbers, dtype=self.store.data.dtype), rows.shape), np.argsort(rows)
         newest = self._newest()
-        return Column(newest.store, newest.store.change(newest.version, rows, values), self.length)
+        return Column(newest.store, newest.store.change(newest.version, rows[order], values[order]), self.length)
 
     def _newest(self) -> Column:
         """The same numbers as the newest version, which alone can be written to."""
@@ -161,8 +161,11 @@ class Column:
         if self.version.change is None:
             return None
         changes = self._changes()
-        rows = np.concatenate([change.rows for change in changes])
-        before = np.concatenate([change.before for change in changes])
-        rows, first = np.unique(rows, return_index=True)  # the first change knows what was there
+        rows, before = changes[0].rows, changes[0].before
+        if len(changes) > 1:
+            before = np.concatenate([change.before for change in changes])
+            # The first change of a row knows what was there.
+            rows, first = np.unique(np.concatenate([change.rows for change in changes]), return_index=True)
+            before = before[first]
         own = rows < self.length
-        return (rows[own], before[first[own]]) if own.any() else None
+        return (rows[own], before[own]) if own.any() else None

@@ -112,12 +112,19 @@ class Index:
 
     def query(self, vector: Tensor, count: int) -> Query:
         """Ask about one vector (features,) in a book of `count` keys."""
-        coarse, fine, error = self.sketch.of_query(vector)
-        size = max(self.size, float(coarse.norm()))
-        slacks = (Slack.of(len(vector), size, error), Slack.of(len(vector), size, error, fine=True))
-        pending = np.arange(len(self), count)
-        known = np.fromiter(self.strays, np.int64, len(self.strays))
-        return Query(self, coarse, fine, *slacks, known, pending)
+        coarse, fine, error = self.sketch.of_query(vector.detach())
+        features, size = vector.shape[0], max(self.size, float(np.linalg.norm(coarse.numpy())))
+        slacks = (Slack.of(features, size, error), Slack.of(features, size, error, fine=True))
+        return Query(self, coarse, fine.numpy(), *slacks, self._known_strays, np.arange(len(self), count))
+
+    @cached_property
+    def _known_strays(self) -> Numbers:
+        return np.fromiter(self.strays, np.int64, len(self.strays))
+
+    @cached_property
+    def directions(self) -> Numbers:
+        """(keys, directions) of the coarse sketches, without the norms of the rest."""
+        return self.sketches.view.numpy()[:, :-1]
 
     def due(self, count: int) -> bool:
         """Whether it should be renewed, now that there are `count` keys."""
@@ -142,7 +149,7 @@ class Query:
 
     index: Index
     sketch: Tensor
-    fine: Tensor
+    fine: Numbers
     slack: Slack
     fine_slack: Slack
     strays: Numbers
@@ -157,16 +164,16 @@ class Query:
         near = rows[self._fine(rows) <= self.fine_slack(reach)] if len(rows) else rows
         return np.concatenate([near, self.pending])
 
-    def within(self, distance: float) -> tuple[Numbers, Numbers]:
-        """(rows, bounds), lowest bound first, of all that may be measured to lie within `distance`."""
+    def within(self, distance: float, seen: Callable[[Numbers], Numbers]) -> tuple[Numbers, Numbers]:
+        """(rows, bounds), lowest bound first, of all that are seen and may be measured to lie within `distance`."""
         far = self.slack(distance)
         rows, distances = self._coarse(lambda cells: cells.near(self.sketch, far), far)
-        rows = rows[distances <= far]
+        rows, pending = seen(rows[distances <= far]), seen(self.pending)
         bounds = self._fine(rows)
         order = np.argsort(bounds, kind="stable")
         order = order[: self.beyond(bounds[order], distance)]
-        unknown = np.zeros(len(self.pending), bounds.dtype)
-        return np.concatenate([self.pending, rows[order]]), np.concatenate([unknown, bounds[order]])
+        unknown = np.zeros(len(pending), bounds.dtype)
+        return np.concatenate([pending, rows[order]]), np.concatenate([unknown, bounds[order]])
 
     def may_lie(self, rows: Numbers, limits: Numbers) -> Numbers:
         """(m,) which of rows (m,) may lie within limits (m,)."""
@@ -203,11 +210,11 @@ class Query:
 
     def _fine(self, rows: Numbers) -> Numbers:
         """(m,) the distances of both sketches of rows (m,) from the vector's."""
-        index, which = self.index, torch.from_numpy(rows)
-        coarse = index.sketches.view[which, :-1] - self.sketch[:-1]
-        fine = index.fine.view[which].float() - self.fine
-        square = coarse.square().sum(dim=1) + fine.square().sum(dim=1)
-        return square.sqrt().numpy()
+        coarse = self.index.directions[rows]
+        coarse -= self.sketch.numpy()[:-1]
+        fine = self.index.fine.view[torch.from_numpy(rows)].float().numpy()  # numpy has no bfloat16
+        fine -= self.fine
+        return np.sqrt(np.einsum("ij,ij->i", coarse, coarse) + np.einsum("ij,ij->i", fine, fine))  # type: ignore[no-any-return]
 
     @cached_property
     def _latest_distances(self) -> Numbers:

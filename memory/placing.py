@@ -27,6 +27,7 @@ SPLIT_GAP = 1e-5  # what the older of two split balls gives up, so that they do 
 DIRECT = 512  # keys of which all are measured, where only those that came before some time may be found
 GUESSED = 16  # keys measured first when the nearest is looked for: what they leave open is small
 MOST_GUESSED = 512
+FEW = 64  # rows that are faster looked at one by one
 
 Kind = Literal["add", "expand", "covered", "split"]
 KINDS: tuple[Kind, ...] = ("add", "expand", "covered", "split")
@@ -160,7 +161,17 @@ class Course:
         self.lives: dict[int, Life] = {}
         self.touched: set[int] = set()
         self.now = len(book.column)
-        self.widest = book.widest
+        self.widths = book.widest
+
+    @property
+    def widest(self) -> float:
+        """No ball has been wider, nor any initial radius."""
+        return self.widths[-1][1] if self.widths else 0.0
+
+    def _widen(self, radius: float) -> None:
+        if radius > self.widest:
+            since = max(self.now, len(self.book.column) - 1)  # in the past nobody has looked so far
+            self.widths = (*(step for step in self.widths if step[0] != since), (since, radius))
 
     # What a key does
 
@@ -168,9 +179,10 @@ class Course:
         """Place a key, where it is not known how, and let what that does to other balls happen."""
         self.lives[row] = life
         self.touched.add(row)
-        self.widest = max(self.widest, life.initial)
+        self._widen(life.initial)
         placed = placed or self._place(row, life)
-        life.kind, life.nearest, life.distance = KINDS.index(placed.kind), placed.nearest, placed.distance
+        life.kind, life.nearest = KINDS.index(placed.kind), placed.nearest
+        life.distance = placed.distance if placed.nearest >= 0 else np.inf
         for lost in placed.superseded:
             self._supersede(lost)
         if placed.kind == "expand":
@@ -181,7 +193,7 @@ class Course:
             self._give_ball(row, placed.distance / 2)
         elif placed.kind == "add":
             self._give_ball(row, life.initial)
-        for shrunk in (*placed.superseded, *((placed.nearest,) if placed.kind == "split" else ())):
+        for shrunk in (*sorted(placed.superseded), *((placed.nearest,) if placed.kind == "split" else ())):
             self._uncover_around(shrunk)
 
     def _place(self, row: int, life: Life) -> Placed:
@@ -217,13 +229,13 @@ class Course:
         life = self._changing(row)
         if life.radius >= 0:
             life.radius = float(np.float32(radius))
-            self.widest = max(self.widest, life.radius)
+            self._widen(life.radius)
             life.died = self.now if life.radius < 0 else NONE
 
     def _give_ball(self, row: int, radius: float) -> None:
         life = self._changing(row)
         life.radius, life.born = float(np.float32(radius)), self.now
-        self.widest = max(self.widest, life.radius)
+        self._widen(life.radius)
 
     def _uncover_around(self, host: int) -> None:
         """Keys that a shrunken or lost ball no longer holds get a ball of their own."""
@@ -272,7 +284,7 @@ class Course:
 
     def _nearest(self, row: int, life: Life, without: Sequence[int], within: float = 0.0) -> tuple[int, float]:
         """The nearest ball, if it is near enough to matter, or `within` that distance."""
-        within = max(within, life.initial + max(self.widest, 0.0))
+        within = max(within, life.initial + self.widest)
         seen = lambda rows: self._balls(rows, life.space, without)  # noqa: E731 - reads better than a closure here
         return self.book.nearest_seen(self.book.keys.slice(row, row + 1)[0], within, seen)
 
@@ -286,8 +298,8 @@ class Course:
 
     def _corrected(self, rows: Numbers, kept: Numbers, space: int, without: Sequence[int]) -> Numbers:
         """Those of rows (m,) that are to be kept, now that some have changed."""
-        for place, row in enumerate(rows.tolist()):
-            life = self.lives.get(row)
+        for place in np.flatnonzero(np.isin(rows, list(self.lives))) if len(rows) > FEW else range(len(rows)):
+            life = self.lives.get(int(rows[place]))
             if life is not None:
                 kept[place] = life.radius >= 0 and life.space == space
         if without:
@@ -362,13 +374,8 @@ class Retold(Course):
         others = [one for one in self.wider if one < row and one not in chain and self.life(one).radius >= 0]
         if not others:
             return False
-        distances = self.book.measured_between(row, np.array(others))
-        limits = [self._limit(known, self.life(one).radius) for one in others]
-        return bool((distances <= limits).any())
-
-    def _limit(self, known: Life, radius: float) -> float:
-        """From how far a ball with this radius may matter to a key that found what it found."""
-        return known.distance if known.nearest >= 0 else known.initial + radius
+        limit = known.distance if known.nearest >= 0 else known.initial + self.widest
+        return bool((self.book.measured_between(row, np.array(others)) <= limit).any())
 
     # What was, at the time
 
@@ -399,10 +406,10 @@ class Retold(Course):
         kinds, reaches = self._resized(row, life.born, time if life.died < 0 else life.died)
         wider = np.flatnonzero(kinds == EXPAND)
         last = int(wider[-1]) + 1 if len(wider) else 0
-        radius = float(reaches[last - 1]) if last else self._first_radius(row, life)
+        radius = float(reaches[last - 1]) if last else self._first_radius(life)
         return float(min(reaches[last:].min(initial=np.inf), radius))
 
-    def _first_radius(self, row: int, life: Life) -> float:
+    def _first_radius(self, life: Life) -> float:
         first = {ADD: life.initial, SPLIT: life.distance / 2}.get(life.kind)
         return float(np.float32(self._own_radius_then(life) if first is None else first))
 
@@ -411,7 +418,7 @@ class Retold(Course):
         return life.initial if alike else min(life.initial, life.apart / 2)
 
     def _resized(self, row: int, start: int, time: int) -> tuple[Numbers, Numbers]:
-        """(kinds of the keys that changed a ball after `start` and until `time`, in order; the radii they asked for)."""
+        """(kinds of the keys that changed a ball after `start`, until `time`, in order; the radii they asked for)."""
         rows = np.array(self._looking_at(row), np.int64)
         rows = rows[(rows > start) & (rows <= time)]
         known = self.before.column.take(rows)
@@ -448,12 +455,15 @@ class Retold(Course):
             self.guesses.update(one for one in (row, self._ever(row).nearest) if one >= 0)
 
     def _watch(self, row: int) -> None:
-        """The next time anything happened to a key, or it was looked at, is told again."""
-        if row not in self.times:
-            self.times[row] = self._times(row)
-        later = bisect_right(self.times[row], self.now)
-        if later < len(self.times[row]):
-            heapq.heappush(self.due, (self.times[row][later], row))
+        """The next time anything happened to a key, or to its host, or it was looked at, is told again."""
+        life = self.lives[row]
+        covered = life.absorbed and life.uncovered == NONE
+        for one in (row, life.nearest) if covered else (row,):
+            if one not in self.times:
+                self.times[one] = self._times(one)
+            later = bisect_right(self.times[one], self.now)
+            if later < len(self.times[one]):
+                heapq.heappush(self.due, (self.times[one][later], row))
 
     def _times(self, row: int) -> list[int]:
         own = self._ever(row)
@@ -466,29 +476,25 @@ class Retold(Course):
         return sorted({own.born, own.died, *looked.tolist(), *uncovered.tolist()})
 
     def _ask_around(self, row: int, life: Life, then: Life) -> None:
-        """A ball where there was none, or a wider one than there ever was: who comes later may look at it."""
+        """A ball where there was none, or so wide a one as there was not: who comes later may look at it."""
         appeared = then.radius < 0 and row not in self.appeared
-        if not appeared and life.radius <= max(self.wider.get(row, -np.inf), self._widest_until(row, then)):
+        if not appeared and life.radius <= max(self.wider.get(row, -np.inf), self._widest_then()):
             return
         self.wider[row] = life.radius
         self.appeared.update([row] * appeared)
-        self._ask(row, life.radius, appeared)
+        self._ask(row)
 
-    def _widest_until(self, row: int, then: Life) -> float:
-        """The largest radius the ball had so far."""
-        if then.born < 0:
-            return -np.inf
-        kinds, reaches = self._resized(row, then.born, self.now)
-        return max(self._first_radius(row, then), float(reaches[kinds == EXPAND].max(initial=-np.inf)))
+    def _widest_then(self) -> float:
+        """A radius such that all keys to come that saw no ball had looked that much farther than their own."""
+        step = bisect_right(self.before.widest, (self.now, np.inf)) - 1
+        return self.before.widest[step][1] if step >= 0 else -np.inf
 
-    def _ask(self, row: int, radius: float, appeared: bool) -> None:
+    def _ask(self, row: int) -> None:
         """Tell again the times of all keys to come that may find this ball."""
         column, start = self.before.column, self.now + 1
         alone = column.array("nearest", start) < 0
-        limit = np.where(alone, column.array("initial", start) + radius, column.array("distance", start))
+        limit = np.where(alone, column.array("initial", start) + self.widest, column.array("distance", start))
         some = np.arange(start, len(column))
-        if not appeared:
-            some, limit = some[alone], limit[alone]
         self._due(self._within(row, some, limit))
         rows = np.unique(np.frombuffer(self.book.witnesses.uncovered, np.int32)).astype(np.int64)
         rows = rows[rows < len(column)]
@@ -511,7 +517,7 @@ class Retold(Course):
             heapq.heappush(self.due, (int(time), NONE))
 
     def _nearest(self, row: int, life: Life, without: Sequence[int], within: float = 0.0) -> tuple[int, float]:
-        within = max(within, life.initial + max(self.widest, 0.0))
+        within = max(within, life.initial + self.widest)
         key = self.book.keys.slice(row, row + 1)[0]
         if self.now <= DIRECT:
             rows = self._balls(np.arange(self.now + 1), life.space, without)

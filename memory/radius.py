@@ -59,7 +59,8 @@ class Codebook:
         label_names, owner_names, space_names: what the numbers in those fields stand for.
         owned: by owner, which keys may be theirs.
         witnesses: by key, which others may have been placed by looking at it.
-        widest: no ball is wider, nor any initial radius.
+        widest: pairs (row, radius), both rising: no ball was wider until the next of them, nor any initial radius, so that
+            keys after that row looked so much farther than their own radius before they said that there was no ball.
         index: what spares measuring most distances; None in a small book.
         job: a better index in the making.
         resolution: share of the initial radius below which two keys are at the same place, and by which a ball that
@@ -73,7 +74,7 @@ class Codebook:
     space_names: Names
     owned: Links
     witnesses: Witnesses
-    widest: float = -math.inf
+    widest: tuple[tuple[int, float], ...] = ()
     index: Index | None = None
     job: Job[Index] | None = None
     resolution: float = 0.05
@@ -155,7 +156,8 @@ class Codebook:
             return none, torch.full_like(none, torch.inf, dtype=torch.float32)
         if self.index is None or queries.device.type != "cpu":
             return self._found_among_all(queries, space)
-        found = [self._found(query, self.index, space) for query in queries.detach()]
+        with np.errstate(all="ignore"):  # what is no number is near nothing
+            found = [self._found(query, self.index, space) for query in queries.detach()]
         rows, shares = zip(*found, strict=True)
         return torch.tensor(rows), torch.tensor(shares, dtype=torch.float32)
 
@@ -178,7 +180,8 @@ class Codebook:
         if not (distance <= radius).any():
             return 0, math.inf
         # It lies in a ball; but the nearest key decides, and that may be the key of a smaller one.
-        rivals = self._balls(bounds.within(float(distance[distance <= radius].min()))[0], space)
+        least = float(distance[distance <= radius].min())
+        rivals, _ = bounds.within(least, lambda rows: self._balls(rows, space))
         row, least = _latest_nearest(rivals, self._measured(query, rivals))
         around = self.column.take(np.array([row]), "radius")[0]
         if least > around:
@@ -226,10 +229,10 @@ class Codebook:
         self, bounds: Query, query: Tensor, limit: float, within: float, seen: Callable[[Numbers], Numbers]
     ) -> tuple[int, float]:
         """The nearest, of which it is known that none lies `within` that distance but beyond `limit`."""
-        rows, distances = bounds.within(limit)
+        rows, distances = bounds.within(limit, seen)
         best, start, count = (-1, math.nextafter(within, math.inf)), 0, AT_ONCE
         while start < bounds.beyond(distances, best[1]):
-            some = seen(rows[start : start + count])
+            some = rows[start : start + count]
             row, least = _latest_nearest(some, self._measured(query, some))
             if row >= 0 and (least, -row) < (best[1], -best[0]):
                 best = (row, least)
@@ -346,7 +349,7 @@ class Codebook:
         column = self.column.put(changed, _records(lives, changed)).append(_records(lives, range(start, len(self))))
         radii = np.array([lives[row].radius for row in changed], np.float32)
         index = self.index and self.index.noting(np.array(changed, np.int64), radii)
-        return replace(self, column=column, index=index, widest=course.widest)
+        return replace(self, column=column, index=index, widest=course.widths)
 
     # The index
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 COARSE = 31  # directions in a coarse sketch; one more number is the norm of the rest
@@ -21,6 +23,8 @@ FINE = 96  # directions in a fine sketch, beyond the coarse ones; and again the 
 SAMPLE = 4096  # vectors the directions are taken from
 UNIT = 2.0**-24  # relative error of one rounding to float32
 FINE_UNIT = 2.0**-8  # and to bfloat16, which only the stored one of two fine sketches suffers
+
+Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,24 +72,31 @@ class Sketch:
 
         The third is how far they may lie from the exact ones, for any order of summation.
         """
-        centred = (vector.double() - self.mean).float()
-        along = centred @ self._directions
-        size, parts = float(centred.double().norm()), along.double().square()
-        near, far = (float(part.sum()) for part in (parts[: self.coarse], parts[self.coarse :]))
-        rests = [math.sqrt(max(size**2 - part, 0.0)) for part in (near, near + far)]
+        # numpy, whose calls cost a fraction of torch's; but its matrix products have threads of their own.
+        centred = (vector.numpy() - self._mean).astype(np.float32)
+        along = torch.mv(self._across, torch.from_numpy(centred)).numpy()
+        near, far = along[: self.coarse].astype(np.float64), along[self.coarse :].astype(np.float64)
+        exact = centred.astype(np.float64)
+        square, kept = float(exact @ exact), float(near @ near)
+        size, rests = math.sqrt(square), [math.sqrt(max(square - part, 0.0)) for part in (kept, kept + float(far @ far))]
         error = math.sqrt(len(along)) * (len(vector) + 4) * UNIT * size
         # A leftover norm is the root of a difference, so its error grows where little is left over.
-        square = 2 * error * size + error**2 + 8 * len(vector) * UNIT * size**2
-        error += max(square / max(rest, math.sqrt(square), 1e-300) for rest in rests)
+        change = 2 * error * size + error**2 + 8 * len(vector) * UNIT * square
+        error += max(change / max(rest, math.sqrt(change), 1e-300) for rest in rests)
         coarse, fine = (
-            torch.cat([part, part.new_tensor([rest])])
-            for part, rest in zip(along.split([self.coarse, len(along) - self.coarse]), rests, strict=True)
+            np.append(part, np.float32(rest))
+            for part, rest in zip((along[: self.coarse], along[self.coarse :]), rests, strict=True)
         )
-        return coarse, fine, error
+        return torch.from_numpy(coarse), torch.from_numpy(fine), error
 
     @cached_property
-    def _directions(self) -> Tensor:
-        return self.directions.float()
+    def _across(self) -> Tensor:
+        """(directions, features) float32."""
+        return self.directions.T.float().contiguous()
+
+    @cached_property
+    def _mean(self) -> Numbers:
+        return self.mean.numpy()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
