@@ -109,7 +109,7 @@ class Cells:
         kept = self._cells_near(query, reach)
         return self._scanned(query, kept, float(reach[kept].max()) if len(kept) else 0.0)
 
-    def few(self, query: Tensor, count: int, cells: int = 4) -> Numbers:
+    def few(self, query: Tensor, count: int, cells: int = 16) -> Numbers:
         """Some rows that lie near query (width,), most likely the nearest among them; a guess."""
         faiss = _faiss()
         parameters = faiss.SearchParametersIVF(nprobe=cells)

@@ -112,7 +112,7 @@ class Index:
 
     def query(self, vector: Tensor, count: int) -> Query:
         """Ask about one vector (features,) in a book of `count` keys."""
-        coarse, fine, error = self.sketch.of_query(vector.detach())
+        coarse, fine, error = self.sketch.of_query(vector)
         features, size = vector.shape[0], max(self.size, float(np.linalg.norm(coarse.numpy())))
         slacks = (Slack.of(features, size, error), Slack.of(features, size, error, fine=True))
         return Query(self, coarse, fine.numpy(), *slacks, self._known_strays, np.arange(len(self), count))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SPLIT_GAP = 1e-5  # what the older of two split balls gives up, so that they do not touch (GRACE's constant)
 DIRECT = 512  # keys of which all are measured, where only those that came before some time may be found
-GUESSED = 16  # keys measured first when the nearest is looked for: what they leave open is small
+GUESSED = 32  # keys measured first when the nearest is looked for: what they leave open is small
 MOST_GUESSED = 512
 FEW = 64  # rows that are faster looked at one by one
 

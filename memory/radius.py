@@ -209,23 +209,35 @@ class Codebook:
         """The same among those rows that `seen` leaves of some, `guessed` and `perhaps` of which are tried first."""
         if not len(self):
             return -1, math.inf
-        query = query.float()
+        query = query.detach().float()
         if self.index is None or not bool(query.isfinite().all()):
             return self.nearest_of(query, seen(np.arange(len(self))), within)
-        bounds = self.index.query(query, len(self))
+        with np.errstate(all="ignore"):
+            return self._nearest_by(self.index, query, within, seen, guessed, perhaps)
+
+    def _nearest_by(
+        self,
+        index: Index,
+        query: Tensor,
+        within: float,
+        seen: Callable[[Numbers], Numbers],
+        guessed: int,
+        perhaps: Numbers | None,
+    ) -> tuple[int, float]:
+        bounds = index.query(query, len(self))
         first = bounds.guess(guessed)
         first = seen(first if perhaps is None else np.union1d(first, perhaps))
         least = float(self._measured(query, first).min(initial=np.inf))
         if min(least, within) == math.inf:
             return self.nearest_of(query, seen(np.arange(len(self))), within)
-        return self._nearest_by(bounds, query, min(least, within), within, seen)
+        return self._nearest_below(bounds, query, min(least, within), within, seen)
 
     def nearest_of(self, query: Tensor, rows: Numbers, within: float) -> tuple[int, float]:
         """The same among rows (m,), all of which are measured."""
         row, least = _latest_nearest(rows, self._measured(query, rows))
         return (row, least) if least <= within or row < 0 else (-1, least)
 
-    def _nearest_by(
+    def _nearest_below(
         self, bounds: Query, query: Tensor, limit: float, within: float, seen: Callable[[Numbers], Numbers]
     ) -> tuple[int, float]:
         """The nearest, of which it is known that none lies `within` that distance but beyond `limit`."""

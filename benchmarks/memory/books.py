@@ -22,6 +22,7 @@ from editable.benchmarks.timing import clocked
 from editable.memory.radius import Codebook, Placed
 
 PROBED = 64  # queries of each kind
+LOOKED_AT = 100_000  # keys among which the distance of neighbours is found
 TOGETHER = 256  # keys added at a time; the index is renewed between two such times
 KINDS = ("hit", "near miss", "unrelated")
 REPEATED = 1e-4  # of a radius: how far an activation is from itself, asked again in another batch
@@ -107,11 +108,11 @@ def _built(
 
 
 def _half_apart(real: Real, count: int, seed: int) -> float:
-    """Half the typical distance to the nearest of `count` keys, without holding them."""
+    """Half the typical distance to the nearest of `count` keys, or of as many as are looked at, without holding them."""
     generator = torch.Generator().manual_seed(seed + 1)
     some = torch.cat(list(real.made(PROBED, generator)))
     nearest = torch.full((PROBED,), torch.inf)
-    for part in real.made(count, generator):
+    for part in real.made(min(count, LOOKED_AT), generator):
         nearest = torch.minimum(nearest, torch.cdist(some, part).amin(dim=1))
     return float(nearest.median()) / 2
 
