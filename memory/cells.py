@@ -124,7 +124,8 @@ class Cells:
         cells = np.flatnonzero(ball <= reach)
         outside = np.maximum(self.low.numpy()[cells] - point, point - self.high.numpy()[cells]).clip(min=0)
         box = np.sqrt(np.einsum("ij,ij->i", outside, outside)) * (1 - ROUNDING)
-        return cells[box <= (reach if isinstance(reach, float) else reach[cells])]
+        near: Numbers = cells[box <= (reach if isinstance(reach, float) else reach[cells])]
+        return near
 
     def _scanned(self, query: Tensor, cells: Numbers, radius: float) -> tuple[Numbers, Numbers]:
         faiss = _faiss()

@@ -149,7 +149,7 @@ class Column:
         return self.array(field).tolist()  # type: ignore[no-any-return]
 
     def _changes(self) -> list[_Change]:
-        """What has changed since, in order. Asked for after the array was read, it names all that may have been seen."""
+        """What has changed since, in order. Asked after the array was read, it names all that may have been seen."""
         changes, change = [], self.version.change
         while change is not None:
             changes.append(change)

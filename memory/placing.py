@@ -510,7 +510,8 @@ class Retold(Course):
         """Those of rows (m,) that lie within limits (m,) of a key, are still there and in its namespace."""
         rows = self.book.within(row, rows, limits)
         space = self.before.column[row][RECORD.names.index("space")]  # type: ignore[union-attr]
-        return rows[(self.before.column.take(rows, "space") == space) & self.book.keys.live.take(rows)]
+        own: Numbers = rows[(self.before.column.take(rows, "space") == space) & self.book.keys.live.take(rows)]
+        return own
 
     def _due(self, times: Iterable[int] | Numbers) -> None:
         for time in times:

@@ -59,8 +59,8 @@ class Codebook:
         label_names, owner_names, space_names: what the numbers in those fields stand for.
         owned: by owner, which keys may be theirs.
         witnesses: by key, which others may have been placed by looking at it.
-        widest: pairs (row, radius), both rising: no ball was wider until the next of them, nor any initial radius, so that
-            keys after that row looked so much farther than their own radius before they said that there was no ball.
+        widest: pairs (row, radius), both rising: until the next of them no ball was wider, nor any initial radius; keys
+            after that row looked so much farther than their own radius before they said that there was no ball.
         index: what spares measuring most distances; None in a small book.
         job: a better index in the making.
         resolution: share of the initial radius below which two keys are at the same place, and by which a ball that

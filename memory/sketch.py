@@ -78,7 +78,8 @@ class Sketch:
         near, far = along[: self.coarse].astype(np.float64), along[self.coarse :].astype(np.float64)
         exact = centred.astype(np.float64)
         square, kept = float(exact @ exact), float(near @ near)
-        size, rests = math.sqrt(square), [math.sqrt(max(square - part, 0.0)) for part in (kept, kept + float(far @ far))]
+        size = math.sqrt(square)
+        rests = [math.sqrt(max(square - part, 0.0)) for part in (kept, kept + float(far @ far))]
         error = math.sqrt(len(along)) * (len(vector) + 4) * UNIT * size
         # A leftover norm is the root of a difference, so its error grows where little is left over.
         change = 2 * error * size + error**2 + 8 * len(vector) * UNIT * square
@@ -96,7 +97,7 @@ class Sketch:
 
     @cached_property
     def _mean(self) -> Numbers:
-        return self.mean.numpy()  # type: ignore[no-any-return]
+        return self.mean.numpy()
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _built(
 
 
 def _half_apart(real: Real, count: int, seed: int) -> float:
-    """Half the typical distance to the nearest of `count` keys, or of as many as are looked at, without holding them."""
+    """Half the typical distance to the nearest of `count` keys, at most LOOKED_AT of them, without holding them."""
     generator = torch.Generator().manual_seed(seed + 1)
     some = torch.cat(list(real.made(PROBED, generator)))
     nearest = torch.full((PROBED,), torch.inf)

@@ -1093,7 +1093,7 @@ def test_images_have_a_radius_without_reference_inputs(attach: Attach) -> None:
     em = attach(loaded, GRACE())
     em.edit([Edit(loaded.edited[i], loaded.targets[i]) for i in range(2)])
     keys = book_of(em).keys.view
-    assert book_of(em).column.initial.tolist() == pytest.approx([0.1 * float(keys.norm(dim=1).mean())] * 2)
+    assert book_of(em).column.tolist("initial") == pytest.approx([0.1 * float(keys.norm(dim=1).mean())] * 2)
 
 
 def test_patches_of_learning_insert_to_the_learned_state(loaded: Loaded, attach: Attach, tmp_path: Path) -> None:
