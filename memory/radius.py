@@ -22,7 +22,8 @@ from editable.memory.background import Job
 from editable.memory.column import Column
 from editable.memory.index import FIRST, Index, Query
 from editable.memory.links import Links
-from editable.memory.placing import GUESSED, KINDS, RECORD, SPLIT_GAP, Course, Life, Placed, Retold, Witnesses
+from editable.memory.placing import GUESSED, KINDS, RECORD, SPLIT_GAP, Course, Life, Placed, Witnesses
+from editable.memory.retold import Retold
 from editable.memory.rows import Rows
 from editable.memory.sparse import SparseRows
 
@@ -203,10 +204,10 @@ class Codebook:
         query: Tensor,
         within: float,
         seen: Callable[[Numbers], Numbers],
-        guessed: int = GUESSED,
+        guessed: int = 0,
         perhaps: Numbers | None = None,
     ) -> tuple[int, float]:
-        """The same among those rows that `seen` leaves of some, `guessed` and `perhaps` of which are tried first."""
+        """The same among those rows that `seen` leaves of some; `guessed` many, and `perhaps`, are tried first."""
         if not len(self):
             return -1, math.inf
         query = query.detach().float()
@@ -225,7 +226,7 @@ class Codebook:
         perhaps: Numbers | None,
     ) -> tuple[int, float]:
         bounds = index.query(query, len(self))
-        first = bounds.guess(guessed)
+        first = bounds.guess(guessed or GUESSED)
         first = seen(first if perhaps is None else np.union1d(first, perhaps))
         least = float(self._measured(query, first).min(initial=np.inf))
         if min(least, within) == math.inf:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from editable.memory import cells, index, placing, radius
+from editable.memory import cells, index, placing, radius, retold
 from editable.memory.placing import KINDS, Life
 from editable.memory.radius import Codebook, Placed
 
@@ -33,7 +33,7 @@ def soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setattr(radius, "FIRST", INDEXED["FIRST"])
         monkeypatch.setattr(radius, "AT_ONCE", 2)
         for name in ("DIRECT", "GUESSED"):
-            monkeypatch.setattr(placing, name, 1)
+            monkeypatch.setattr(retold, name, 1)
     yield
 
 
@@ -97,7 +97,7 @@ def drawn(seed: int, count: int, features: int, labels: str) -> list[Key]:
 
 
 @pytest.mark.usefixtures("soon")
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 3), st.sampled_from([0.0, 0.05, 0.125]))
 def test_forgetting_one_by_one(seed: int, count: int, features: int, resolution: float) -> None:
     keys = drawn(seed, count, features, "xyzuvw"[: 1 + seed % 6])
@@ -109,7 +109,7 @@ def test_forgetting_one_by_one(seed: int, count: int, features: int, resolution:
 
 
 @pytest.mark.usefixtures("soon")
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**31), st.integers(2, 40), st.sampled_from([0.0, 0.05]))
 def test_forgetting_many_at_once_and_going_on(seed: int, count: int, resolution: float) -> None:
     draw, keys = random.Random(seed), drawn(seed, count, 2, "xyz")
@@ -126,7 +126,7 @@ def test_forgetting_many_at_once_and_going_on(seed: int, count: int, resolution:
 
 
 @pytest.mark.usefixtures("soon")
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**31), st.sampled_from([0.0, 0.05]))
 def test_recorded_placements_in_the_same_order(seed: int, resolution: float) -> None:
     """As a log is read: what was recorded when a key came decides, also when others are forgotten later."""
@@ -163,13 +163,13 @@ def test_only_what_could_go_otherwise_is_told_again(monkeypatch: pytest.MonkeyPa
         for side in (0.0, 0.5)
     ]
     book, told = grown(keys, 0.05), list[int]()
-    real = placing.Retold._compare
+    real = retold.Retold._compare
 
-    def noted(self: placing.Retold, row: int) -> None:
+    def noted(self: retold.Retold, row: int) -> None:
         told.append(row)
         real(self, row)
 
-    monkeypatch.setattr(placing.Retold, "_compare", noted)
+    monkeypatch.setattr(retold.Retold, "_compare", noted)
     left = book.forget(frozenset({"7, 0.0"}))
     assert set(told) == {14, 15}
     assert float(left.radii[15]) == 1.0
