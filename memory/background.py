@@ -34,8 +34,8 @@ class Job(Generic[Made]):
             with torch.inference_mode(False), torch.no_grad():
                 self.result.set_result(make())
         except Exception as error:
+            self.result.set_result(None)  # first: a warning may be an error here, and somebody may wait
             warnings.warn(f"No {self.what} could be made ({error!r}); all goes on without.", stacklevel=2)
-            self.result.set_result(None)
 
     @property
     def made(self) -> Made | None:

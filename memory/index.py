@@ -59,6 +59,7 @@ class Index:
     def of(cls, keys: SparseRows, radius: Numbers) -> Index:
         """Everything anew, for keys (n, features) with these radii (n,)."""
         live = np.flatnonzero(keys.live.array())
+        live = live if len(live) else np.arange(len(keys))  # directions from nowhere would bound nothing
         sample = live[:: max(1, len(live) // SAMPLE)][:SAMPLE]
         sketch = Sketch.of_sample(keys.at(torch.from_numpy(sample)))
         fine = Rows.empty(sketch.directions.shape[1] - sketch.coarse + 1, dtype=torch.bfloat16)

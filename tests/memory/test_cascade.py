@@ -504,6 +504,18 @@ def test_every_key_forgotten_before_there_was_an_index() -> None:
     twins.add(torch.zeros(2), "anew", "anew", 1.0).checked(torch.zeros(1, 2))
 
 
+def test_an_index_made_while_every_key_is_forgotten_is_used_for_those_that_come() -> None:
+    """Its directions were once found from no key at all, and were no numbers: whatever came later was missed."""
+    twins = fed([[row * 10.0, 0.0] for row in range(12)], "xyz" * 4)
+    twins = twins.forget(frozenset(map(str, range(12))))
+    with limits(first=4):
+        twins = replace(twins, indexed=replace(twins.indexed, index=None, job=None).settled())
+    for row in range(5):
+        twins = twins.add(torch.tensor([row * 3.0, 1.0]), f"label {row}", f"new {row}", 1.0)
+    places = torch.stack(twins.keys[12:])
+    assert (twins.checked(places).indexed.find(places)[1] <= 1).all()
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("where", sorted(PLACES))
 def test_what_forgotten_keys_took_is_given_back(seed: int, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
