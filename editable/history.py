@@ -152,7 +152,7 @@ class History:
 
     @staticmethod
     def _runs(records: Iterable[Record]) -> Iterator[tuple[str, list[Record]]]:
-        """Records of one kind and editor that come one after another, at most TOGETHER; all that a version relearned."""
+        """Records of one kind and editor that come one after another, at most TOGETHER; all a version relearned."""
         some: list[Record] = []
         for record in records:
             apart = some and _group(record) != _group(some[0])

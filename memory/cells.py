@@ -116,6 +116,7 @@ class Cells:
         _, rows = self.lists.search(query[None].numpy(), count, params=parameters)
         return rows[0][rows[0] >= 0]  # type: ignore[no-any-return]
 
+    @np.errstate(invalid="ignore", over="ignore")  # a query that is no place is near nothing
     def _cells_near(self, query: Tensor, reach: Numbers | float) -> Numbers:
         """The cells with a member that may lie within `reach` (one, or one for each cell) of query (width,)."""
         distance = torch.cdist(query[None], self.centres, compute_mode="donot_use_mm_for_euclid_dist")[0].numpy()
