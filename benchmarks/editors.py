@@ -24,6 +24,7 @@ from editable.benchmarks.baselines import Baseline
 from editable.edited import EditedSystem
 from editable.editor import Editor
 from editable.errors import InputError
+from editable.routing import Scope
 from editable.system import System
 
 
@@ -139,6 +140,8 @@ def _value(name: str, text: str, kind: Any) -> Any:
             return None
         kind = next(argument for argument in arguments if argument is not NoneType)
         return _value(name, text, kind)
+    if kind is Scope:
+        return scope(name, text)
     if origin is Literal:
         kinds = {str(value): value for value in arguments}
         if text not in kinds:
@@ -150,6 +153,17 @@ def _value(name: str, text: str, kind: Any) -> Any:
         return kind(text)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is {text!r}, expected {getattr(kind, '__name__', kind)}.") from error
+
+
+def scope(name: str, text: str) -> Scope:
+    """A scope by the name of its file, with its fields: sentence, or sentence(false_fire=0.001)."""
+    import editable.scopes as folder
+
+    file, _, inside = text.removesuffix(")").partition("(")
+    if file not in _modules(folder):
+        raise InputError(_unknown(f"{name}: scope", file, _modules(folder)))
+    found: Scope = _configured("editable.scopes", file, "find", given([part for part in inside.split(",") if part]))
+    return found
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from editable.adapters import GRACE
-from editable.adapters.grace import RADIUS_SHARE
 from editable.benchmarks import common
 from editable.benchmarks.report import Plot, Report, Table, publish
 from editable.datasets.case import Case
@@ -35,6 +34,7 @@ from editable.edit import ModelInput
 from editable.inputs import Reader
 from editable.learn import Probe, shadow_of
 from editable.memory.radius import Codebook
+from editable.scopes.ball import RADIUS_SHARE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,6 +28,7 @@ class Carried:
         prompt: columns up to the end of the prompt; 0 while that has not been seen.
         pads: (batch,) padding columns of each row's prompt; None where there are none.
         decisions: editor name to its per-row tensors.
+        read: (batch, columns) each, the tokens of its prompts, padding as -1; not those decoded since.
     """
 
     snapshot: Snapshot
@@ -35,11 +36,13 @@ class Carried:
     prompt: int = 0
     pads: Tensor | None = None
     decisions: dict[str, Any] = field(default_factory=dict)
+    read: tuple[Tensor, ...] = ()
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in the given order."""
         if self.pads is not None:
             self.pads = self.pads[rows.to(self.pads.device)]
+        self.read = tuple(tokens[rows.to(tokens.device)] for tokens in self.read)
         self.decisions = {
             editor: {name: tensor[rows.to(tensor.device)] for name, tensor in decision.items()}
             for editor, decision in self.decisions.items()
@@ -76,6 +79,8 @@ def batch_repeat_interleave(self: Any, repeats: int) -> None:
     rows = next((len(t) for d in carried.decisions.values() for t in d.values()), None) if carried else None
     if rows is None and carried is not None and carried.pads is not None:
         rows = len(carried.pads)
+    if rows is None and carried is not None and carried.read:
+        rows = len(carried.read[0])
     if rows is not None:
         _select(self, torch.arange(rows).repeat_interleave(repeats))
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from editable.inputs import Request
     from editable.latency import Timer
     from editable.learn import Probe
+    from editable.reading import Prompts
 
 Decision = Mapping[str, Tensor]
 """What an editor decided for each row of a batch: named tensors whose first axis is the rows. It travels with the KV
@@ -43,6 +44,7 @@ class Call:
         editor: name of the editor being applied now.
         role: the role, in that editor's `sites`, of the site being applied now.
         held: what the editor's earlier site keeps for its later one in this forward; never outlives it.
+        prompts: what the rows ask, as text; None where this forward has no key token, or no tokenizer is known.
     """
 
     snapshot: Snapshot
@@ -53,10 +55,12 @@ class Call:
     editor: str = ""
     role: str = ""
     held: dict[str, Tensor] = field(default_factory=dict)
+    prompts: Prompts | None = None
     phase: str = "prefill"
     past: int = 0  # tokens in the KV cache before this forward
     prompt: int = 0  # columns up to the end of the prompt; 0 while that has not been seen
     pads: Tensor | None = None  # (batch,) padding columns of each row's prompt; None where there are none
+    read: tuple[Tensor, ...] = ()  # (batch, columns) each: tokens of the prompt so far, padding as -1
     timer: Timer | None = None
     token: Any = None  # what resets the context variable when the forward ends
 
@@ -137,4 +141,32 @@ class Editor(Protocol):
 
         To take back one of several, the runtime forgets them all and learns the others again.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Considered:
+    """One edit that an editor considered for a prompt.
+
+    Args:
+        edit_id: the edit.
+        score: how far the prompt is from it, as its scope measures that; less is nearer.
+        needed: the highest score at which it fires.
+        fired: whether it is the one that the prompt falls under.
+        reason: why, or why not.
+    """
+
+    edit_id: str
+    score: float
+    needed: float
+    fired: bool
+    reason: str
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """An editor that can say which edits it considers for an input, and why one fires."""
+
+    def explain(self, call: Call, rows: Tensor, state: Any) -> Sequence[Considered]:
+        """The edits nearest to the call's one row, nearest first; rows (1, positions, features) at its first site."""
         ...

@@ -96,6 +96,10 @@ class History:
             )
         return known
 
+    def known(self, edit_id: str) -> Listed:
+        """An edit that there is or was."""
+        return self._listed[edit_id]
+
     def is_new(self, edit_id: str) -> bool:
         """Whether an edit from elsewhere is not known here yet.
 

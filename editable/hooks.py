@@ -20,10 +20,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from editable.carry import Carried, carried_by, carry
-from editable.editor import Call, Editor
+from editable.editor import Call, Considered, Editor, Explains
 from editable.errors import StateError
 from editable.latency import Latency
 from editable.prompt import Generation, prompt_width, read_call
+from editable.reading import Reading
 from editable.site import Site, is_seq2seq
 from editable.snapshot import Snapshot
 
@@ -47,6 +48,7 @@ class Hooks:
         editors: name to editor, in the order in which they act at a shared site.
         published: gives the version that a call starting now sees.
         latency: where spans are recorded; None records nothing.
+        reading: reads prompts as text; None where there is no tokenizer.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class Hooks:
         editors: Mapping[str, Editor],
         published: Callable[[], Snapshot],
         latency: Latency | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.model = model
         self.editors = editors
         self.published = published
         self.latency = latency
+        self.reading = reading
         self.placements = [
             Placement(name, role, site)
             for name, editor in editors.items()
@@ -67,6 +71,9 @@ class Hooks:
         ]
         self.call: ContextVar[Call | None] = ContextVar("editable_call", default=None)
         self.generation: ContextVar[Generation | None] = ContextVar("editable_generation", default=None)
+        self._explained: ContextVar[dict[str, Sequence[Considered]] | None] = ContextVar(
+            "editable_explained", default=None
+        )
         self._seq2seq = is_seq2seq(model)
         self._parameters = [
             p.name
@@ -123,7 +130,7 @@ class Hooks:
         generation = self.generation.get()
         carried = carried_by(arguments.get("past_key_values"))
         snapshot = carried.snapshot if carried else generation.snapshot if generation else self.published()
-        call = read_call(arguments, snapshot, self._seq2seq, generation, carried)
+        call = read_call(arguments, snapshot, self._seq2seq, generation, carried, self.reading)
         if self.latency is not None:
             call.timer = self.latency.begin(_device(arguments))
         call.token = self.call.set(call)
@@ -151,8 +158,24 @@ class Hooks:
     def _edited(self, call: Call, placement: Placement, state: Any, activation: Any) -> Any:
         rows = placement.site.read(activation)
         call.editor, call.role = placement.editor, placement.role
+        self._explain(call, rows, state)
         edited = self.editors[placement.editor].apply(call, rows, state)
         return None if edited is rows else placement.site.write(activation, edited)
+
+    def _explain(self, call: Call, rows: torch.Tensor, state: Any) -> None:
+        explained, editor = self._explained.get(), self.editors[call.editor]
+        if explained is not None and call.editor not in explained and isinstance(editor, Explains):
+            explained[call.editor] = editor.explain(call, rows, state)
+
+    @contextmanager
+    def explaining(self) -> Iterator[Mapping[str, Sequence[Considered]]]:
+        """Inside, a forward over one row fills what is given: editor name to the edits that editor considered."""
+        explained: dict[str, Sequence[Considered]] = {}
+        token = self._explained.set(explained)
+        try:
+            yield explained
+        finally:
+            self._explained.reset(token)
 
     def close(self, output: Any) -> None:
         """Tie decisions to the cache, record the latency, unpin."""
@@ -163,7 +186,7 @@ class Hooks:
         cache = _cache_of(output) if output is not None else None
         if cache is not None and call.ordinal is not None:
             seen = call.past + call.ordinal.shape[1]
-            carry(cache, Carried(call.snapshot, seen, call.prompt, call.pads, call.decisions))
+            carry(cache, Carried(call.snapshot, seen, call.prompt, call.pads, call.decisions, call.read))
         if self.latency is not None and call.timer is not None and output is not None:
             hits = {name: d["hit"] for name, d in call.decisions.items() if "hit" in d}
             batch, positions = call.ordinal.shape if call.ordinal is not None else (1, 1)
@@ -177,7 +200,8 @@ class Hooks:
         outer = self.generation.get()
         snapshot = carried.snapshot if carried else outer.snapshot if outer else self.published()
         width = prompt_width(arguments, self._seq2seq)
-        token = self.generation.set(Generation(snapshot, width, arguments.get("attention_mask")))
+        tokens = arguments.get("input_ids", arguments.get("inputs"))
+        token = self.generation.set(Generation(snapshot, width, arguments.get("attention_mask"), tokens))
         try:
             yield
         finally:

@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from editable.edit import Edit, ModelInput
 from editable.errors import InputError
+from editable.reading import Reading
 from editable.site import is_seq2seq, writes_text
 
 Arguments = Mapping[str, Tensor]
@@ -90,6 +92,11 @@ class Reader:
         self.seq2seq = is_seq2seq(model)
         self.text = writes_text(model)
 
+    @cached_property
+    def reading(self) -> Reading | None:
+        """Reads token ids as text; None without a tokenizer."""
+        return None if self.tokenizer is None else Reading(self.tokenizer)
+
     @property
     def device(self) -> torch.device:
         """Where inputs have to be."""
@@ -144,6 +151,13 @@ class Reader:
         if self.text and not self.seq2seq and isinstance(labels, Tensor):
             return {name: value[:, : _prompt_length(labels)] for name, value in given.items()}
         return given
+
+    def forward(self, prompt: ModelInput) -> Arguments:
+        """What one forward over one input takes: an encoder-decoder model also gets the start of its answer."""
+        arguments = self.arguments(prompt)
+        if not (self.seq2seq and self.text):
+            return arguments
+        return {**arguments, "decoder_input_ids": torch.full((1, 1), self.decoder_start, device=self.device)}
 
     def _tokens(self, text: str) -> Tensor:
         if self.tokenizer is None:

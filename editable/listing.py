@@ -61,15 +61,16 @@ class Listed:
 def described(edit: Edit) -> dict[str, Any]:
     """An edit as plain JSON, for the log; tensors are described by their shape."""
     return {
-        "prompt": _text(edit.prompt),
+        "prompt": as_text(edit.prompt),
         "target": edit.target,
-        "rephrases": [_text(r) for r in edit.rephrases],
+        "rephrases": [as_text(r) for r in edit.rephrases],
         "subject": edit.subject,
         "namespace": edit.namespace,
     }
 
 
-def _text(prompt: ModelInput) -> str:
+def as_text(prompt: ModelInput) -> str:
+    """Text as it is; tensors described by their shape."""
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, Tensor):
@@ -110,9 +111,7 @@ class Edits(Sequence[Listed]):
     def __repr__(self) -> str:
         if not self._edits:
             return f"no edits (version {self._version})"
-        lines = [HEADINGS, *(_cells(edit) for edit in self._edits)]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-        rows = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        rows = aligned([HEADINGS, *(_cells(edit) for edit in self._edits)])
         count = f"{len(self._edits)} edit{'s' if len(self._edits) != 1 else ''} (version {self._version})"
         return "\n".join([count, *rows])
 
@@ -131,10 +130,17 @@ HEADINGS = ("id", "prompt", "target", "editor", "version", "state")
 
 def _cells(edit: Listed) -> tuple[str, ...]:
     version = f"v{edit.version}" + (f", relearned v{edit.relearned}" if edit.relearned is not None else "")
-    return (edit.id, _short(edit.prompt), _short(str(edit.target)), edit.editor, version, edit.state)
+    return (edit.id, short(edit.prompt), short(str(edit.target)), edit.editor, version, edit.state)
 
 
-def _short(text: str) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose columns are as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def short(text: str) -> str:
+    """On one line, and cut where it is long."""
     line = " ".join(text.split())
     return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
 

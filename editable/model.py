@@ -25,15 +25,17 @@ from torch import nn
 
 from editable.asking import Asker
 from editable.assess import Assessment, Fact, assess
+from editable.configuration import stated
 from editable.digest import base_digest, tokenizer_digest
 from editable.edit import Edit, ModelInput, Patch, Receipt, Verification, check_prompt
 from editable.editor import Editor
 from editable.errors import InputError, StateError
+from editable.explanation import Explained, Explanation
 from editable.history import History
 from editable.hooks import Hooks, Inert, refuse_compiled
 from editable.inputs import Reader, Request
 from editable.latency import Latency
-from editable.listing import Edits, described
+from editable.listing import Edits, as_text, described
 from editable.memory.log import Entry, Identity, Log
 from editable.pack import read_pack, write_pack
 from editable.snapshot import Snapshot
@@ -89,7 +91,7 @@ class EditableModel:
         self._closed = False
         self._workshop = Workshop(model, self._reader, self.editors)
         self._stream = Stream(self._edit)
-        self._hooks = Hooks(model, self.editors, self._visible, self.latency)
+        self._hooks = Hooks(model, self.editors, self._visible, self.latency, self._reader.reading)
         try:
             self._log = None if log is None else Log(log, self._identity)
             self._history = History(self.editors, self._log)
@@ -155,6 +157,18 @@ class EditableModel:
         a.lacking])` edits only what is needed.
         """
         return assess(Asker(self.model, self.tokenizer), facts)
+
+    def explain(self, prompt: ModelInput) -> Explanation:
+        """Which edits are considered for a prompt, how near each is, which fires, and why the others do not.
+
+        Raises:
+            InputError: an empty prompt.
+        """
+        check_prompt("prompt", prompt)
+        with torch.no_grad(), self._hooks.explaining() as found:
+            self.model(**self._reader.forward(prompt))
+        considered = [Explained(self._history.known(one.edit_id), one) for some in found.values() for one in some]
+        return Explanation(as_text(prompt), self._visible().version, considered)
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -400,7 +414,7 @@ class EditableModel:
     @property
     def _identity(self) -> Identity:
         if self._known_identity is None:
-            config = {name: [type(e).__name__, asdict(e)] for name, e in self.editors.items()}  # type: ignore[call-overload]
+            config = {name: stated(editor) for name, editor in self.editors.items()}
             self._known_identity = Identity(
                 base_digest(self.model),
                 tokenizer_digest(self.tokenizer),

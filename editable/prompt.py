@@ -15,6 +15,7 @@ from torch import Tensor
 from editable.carry import Carried
 from editable.editor import Call
 from editable.errors import StateError
+from editable.reading import Reading, prompts_of
 from editable.snapshot import Snapshot
 
 
@@ -25,6 +26,7 @@ class Generation:
     snapshot: Snapshot
     width: int | None
     mask: Tensor | None = None  # (batch, width) as given; static caches pass only a prepared 4-D one to forward
+    tokens: Tensor | None = None  # (batch, width) of the prompt, which an encoder-decoder's forwards do not show
 
 
 def prompt_width(arguments: Mapping[str, Any], seq2seq: bool) -> int | None:
@@ -45,8 +47,11 @@ def read_call(
     seq2seq: bool = False,
     generation: Generation | None = None,
     carried: Carried | None = None,
+    reading: Reading | None = None,
 ) -> Call:
     """The call of one forward: its tokens, their ordinals, and each row's key token where it is among them.
+
+    With a `reading`, also what the prompts say.
 
     Raises:
         StateError: requests are packed into one row (continuous batching).
@@ -68,7 +73,37 @@ def read_call(
     call.key = _key_column(arguments, call.ordinal, past, real, seq2seq, generation)
     call.prompt = _prompt_end(call, past + shaped.shape[1], generation, carried)
     call.phase = "decode" if past and call.key is None else "prefill"
+    if reading is not None:
+        call.read = _read(call, arguments, real, seq2seq, generation, carried)
+        call.prompts = prompts_of(reading, call.read, call.key, seq2seq)
     return call
+
+
+def _read(
+    call: Call,
+    arguments: Mapping[str, Any],
+    real: Tensor | None,
+    seq2seq: bool,
+    generation: Generation | None,
+    carried: Carried | None,
+) -> tuple[Tensor, ...]:
+    """The tokens of the prompt so far, padding as -1; an encoder-decoder model is asked through its encoder."""
+    earlier = carried.read if carried else ()
+    if call.prompt and call.key is None:
+        return earlier  # decoding
+    tokens = call.tokens
+    if seq2seq:
+        tokens, real = arguments.get("input_ids"), arguments.get("attention_mask")
+        if tokens is None and generation is not None:
+            tokens, real = generation.tokens, generation.mask
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+        return earlier
+    if isinstance(real, Tensor) and real.ndim == 2:
+        tokens = torch.where(real[:, -tokens.shape[1] :].to(tokens.device).bool(), tokens, -1)
+    copies = (
+        len(call.ordinal) // len(tokens) if call.ordinal is not None else 1
+    )  # beams of a prompt that was encoded once
+    return (*earlier, tokens if copies == 1 else tokens.repeat_interleave(copies, dim=0))
 
 
 def _prompt_end(call: Call, end: int, generation: Generation | None, carried: Carried | None) -> int:

@@ -38,7 +38,7 @@ def locality(prompts: Sequence[ModelInput], probe: Probe, unedited: Callable[[],
     """
     if not prompts:
         return 1.0
-    arguments = [probe.reader.arguments(prompt) for prompt in prompts]
+    arguments = [probe.reader.forward(prompt) for prompt in prompts]
     same = 0
     for one in arguments:
         with torch.no_grad():
@@ -50,9 +50,6 @@ def locality(prompts: Sequence[ModelInput], probe: Probe, unedited: Callable[[],
 
 
 def _outputs(probe: Probe, arguments: Mapping[str, Tensor]) -> Tensor:
-    if probe.reader.seq2seq and probe.reader.text:
-        start = torch.full((1, 1), probe.reader.decoder_start, device=probe.reader.device)
-        arguments = {**arguments, "decoder_input_ids": start}
     output = probe.model(**arguments)
     logits = getattr(output, "logits", output)
     return logits if isinstance(logits, Tensor) else logits[0]

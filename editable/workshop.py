@@ -38,7 +38,7 @@ class Workshop:
         """What editors learn with."""
         if self._probe is None or not shares_storage(self._probe.model, self.model):
             shadow = shadow_of(self.model)
-            Hooks(shadow, self.editors, lambda: self._shown)
+            Hooks(shadow, self.editors, lambda: self._shown, reading=self.reader.reading)
             reference = resources.files("editable").joinpath("reference.txt").read_text().splitlines()
             self._probe = Probe(shadow, Reader(shadow, self.reader.tokenizer), reference)
         return self._probe

@@ -144,6 +144,10 @@ class Column:
             numbers[rows[own] - start] = (before if field is None else before[field])[own]
         return numbers
 
+    def where(self, number: object) -> Numbers:
+        """(m,) the rows that hold this number, in order."""
+        return np.flatnonzero(self.array() == number)
+
     def tolist(self, field: str | None = None) -> list[Any]:
         """All of it as plain Python."""
         return self.array(field).tolist()  # type: ignore[no-any-return]

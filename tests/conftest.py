@@ -14,10 +14,16 @@ import pytest
 import torch
 
 from editable import EditableModel
-from tests.contract.harness import Edited, with_edits
+from editable.adapters import GRACE
+from editable.scopes import SentenceScope
+from tests.contract.harness import Edited, reads_text, with_edits
 from tests.families import FAMILIES, Family, Loaded
+from tests.words import Words
 
 Attach = Callable[..., EditableModel]
+
+FURTHER = (GRACE(scope=SentenceScope(Words(), false_fire=0)),)
+"""Configurations that the contract is held to beside each editor's defaults."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,16 +53,27 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture(scope="session")
 def editor(request: pytest.FixtureRequest) -> Any:
-    """One editor with its defaults: every editor that the folder of editors holds."""
-    return request.param()
+    """One editor: each that the folder of editors holds, with its defaults, and the further configurations."""
+    configured = request.param() if inspect.isclass(request.param) else request.param
+    if "family" in request.fixturenames and reads_text(configured):
+        family: Family = request.getfixturevalue("family")
+        if family.kind == "image_classifier":
+            pytest.skip("its scope reads text")
+    return configured
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "editor" in metafunc.fixturenames:
         marks = {mark.name for mark in metafunc.definition.iter_markers()}
         wanted = [cls for cls in editors() if not marks & {"routing", "once"} or cls().routes]
-        chosen = wanted[:1] if "once" in marks else wanted
-        metafunc.parametrize("editor", chosen, ids=lambda cls: cls.__name__, indirect=True, scope="session")
+        chosen = wanted[:1] if "once" in marks else [*wanted, *FURTHER]
+        metafunc.parametrize("editor", chosen, ids=_editor_id, indirect=True, scope="session")
+
+
+def _editor_id(editor: Any) -> str:
+    if inspect.isclass(editor):
+        return editor.__name__
+    return f"{type(editor).__name__}-{type(editor.scope).__name__}"
 
 
 def editors() -> list[type]:

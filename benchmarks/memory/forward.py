@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from editable import EditableModel
-from editable.adapters.grace import Entries
+from editable.adapters.grace import GRACE, Entries
 from editable.benchmarks import timing
 from editable.benchmarks.bars import Bar
 from editable.benchmarks.insertion.setting import Part
@@ -27,6 +27,8 @@ from editable.benchmarks.memory.books import Filled
 from editable.benchmarks.memory.setting import Setting
 from editable.benchmarks.report import Plot, Table
 from editable.learn import shadow_of
+from editable.memory.rows import Rows
+from editable.scopes.ball import Balls
 
 STEPS = 8  # decode steps behind a prefill
 BARS = {1_000: 1.01, 100_000: 1.02, 1_000_000: 1.05}  # keys to what a prefill may cost, as a multiple of the base's
@@ -105,17 +107,21 @@ def _holding(setting: Setting, filled: Filled) -> Iterator[EditableModel]:
 
 def entries(filled: Filled, token: int) -> Entries:
     """A state of GRACE with this book: one value and one answer token for all keys."""
-    empty = Entries.empty(filled.width, filled.values)
-    return replace(
-        empty,
-        book=filled.book,
-        values=empty.values.append(torch.zeros(1, filled.values)),
-        answers=empty.answers.append(torch.tensor([token])),
-        spans=empty.spans.append(torch.tensor([[0, 1, 0, 1]]).expand(filled.count, 4)),
+    editor, count = GRACE(), filled.count
+    balls = replace(Balls.empty(), codebook=filled.book, slots=Rows.empty(dtype=torch.long).append(torch.arange(count)))
+    blank, spans = editor.empty().routes, torch.tensor([[0, 1]]).expand(count, 2)
+    routes = replace(
+        blank,
+        book=balls,
+        answers=blank.answers.append(torch.tensor([token])),
+        spans=blank.spans.append(spans),
         firsts=np.array([token]),
         longest=1,
-        count=filled.count,
+        count=count,
     )
+    empty = Entries.empty(routes, filled.values)
+    values = empty.values.append(torch.zeros(1, filled.values))
+    return replace(empty, values=values, spans=empty.spans.append(spans))
 
 
 # --- showing ---

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from editable.adapters import GRACE
-from editable.adapters.grace import RADIUS_SHARE
 from editable.benchmarks.common import each
 from editable.datasets import Case
 from editable.inputs import Reader
 from editable.learn import Probe, shadow_of
+from editable.scopes.ball import RADIUS_SHARE
 
 TOGETHER = 32  # prompts in one forward
 MEMBERS = 16  # of a cluster, on average

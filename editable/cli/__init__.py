@@ -17,7 +17,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from editable.cli import bench, terminal
+from editable.cli import bench, scope, terminal
 from editable.errors import EditableError, InputError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(scope.scope, name="scope")
 
 
 @app.callback()
@@ -118,6 +119,26 @@ def ask(
         terminal.tell({"prompt": prompt, "answer": answer, "version": version})
     else:
         typer.echo(answer)
+
+
+@app.command()
+def explain(
+    prompt: Annotated[str, Argument(help="The text to be continued.")],
+    at: Annotated[int | None, Option(help="As of this version.", show_default="the latest")] = None,
+    store: Store = STORE,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Show which edits are considered for a prompt, which fires, and why the others do not."""
+    from editable.cli.opening import opened
+
+    _refuse_empty(prompt)
+    with opened(store, model) as em, em.at(em.version if at is None else at):
+        explanation = em.explain(prompt)
+    if as_json:
+        terminal.tell(explanation.as_dict())
+    else:
+        typer.echo(repr(explanation))
 
 
 @app.command()

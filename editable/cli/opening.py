@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from editable import EditableModel, adapters, models
+from editable import EditableModel, adapters, models, scopes
 from editable.cli import terminal
+from editable.configuration import restored
 from editable.editor import Editor
 from editable.errors import InputError
 from editable.memory.log import Identity, Log
@@ -76,8 +77,7 @@ def _editors(identity: Identity | None) -> dict[str, Editor]:
     if identity is None:
         return {"grace": adapters.GRACE()}
     try:
-        stated = json.loads(identity.editors).items()
-        return {name: getattr(adapters, kind)(**config) for name, (kind, config) in stated}
+        return {name: restored(one, adapters, scopes) for name, one in json.loads(identity.editors).items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"The store was made with the editors {identity.editors}, expected editors of this package; open it from "

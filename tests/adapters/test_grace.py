@@ -162,11 +162,11 @@ def test_a_nan_query_never_hits() -> None:
 def test_nobodys_tensor_is_written_into() -> None:
     rows = rows_of([None, KEY_A])
     before, version = rows.clone(), rows._version
-    held = [STATE.values.view.clone(), STATE.book.radii.clone()]
+    held = [STATE.values.view.clone(), STATE.routes.book.codebook.radii.clone()]
     out = serve(prefill([[1, 3]]), rows)
     assert out.data_ptr() != rows.data_ptr()
     assert (rows._version, torch.equal(rows, before)) == (version, True)
-    for now, then in zip([STATE.values.view, STATE.book.radii], held, strict=True):
+    for now, then in zip([STATE.values.view, STATE.routes.book.codebook.radii], held, strict=True):
         assert torch.equal(now, then)
 
 
@@ -465,8 +465,9 @@ def test_the_key_site_returns_the_same_object() -> None:
 
 
 def contents(state: Entries) -> list[Tensor]:
-    book = state.book
-    return [book.keys.view, book.radii, state.values.view, state.answers.view, state.spans.view]
+    book = state.routes.book.codebook
+    routes = state.routes
+    return [book.keys.view, book.radii, state.values.view, state.spans.view, routes.answers.view, routes.spans.view]
 
 
 def answers(state: Entries, *keys: Vector) -> list[Vector | None]:
@@ -483,10 +484,10 @@ def test_grace_is_an_editor() -> None:
 
 def test_what_a_state_holds() -> None:
     assert [len(EDITOR.empty()), len(state_of(A)), len(STATE)] == [0, 1, 2]
-    assert STATE.spans.view.tolist() == [[0, 3, 0, 3], [3, 2, 3, 2]]
-    assert STATE.answers.view.tolist() == [5, 6, 2, 7, 2]
+    assert STATE.spans.view.tolist() == STATE.routes.spans.view.tolist() == [[0, 3], [3, 2]]
+    assert STATE.routes.answers.view.tolist() == [5, 6, 2, 7, 2]
     assert STATE.values.view.tolist() == [list(v) for v in [*VALUES_A, *VALUES_B]]
-    assert STATE.longest == 3
+    assert STATE.routes.longest == 3
 
 
 def test_every_key_of_an_edit_leads_to_its_values() -> None:
@@ -535,7 +536,7 @@ def test_a_recorded_placement_survives_json() -> None:
     """The log keeps the distance as a hexadecimal float: bit for bit."""
     third = 1 / 3
     one = patch("b", [(1.2, 2.0)], VALUES_A, ANSWER_A, placed=[["expand", 0, third.hex(), []]])
-    book = state_of(A, one).book
+    book = state_of(A, one).routes.book.codebook
     assert (book.placed[1].kind, book.placed[1].nearest, book.placed[1].distance) == ("expand", 0, third)
 
 
@@ -654,7 +655,8 @@ def state_in(em: EditableModel) -> Entries:
 
 
 def book_of(em: EditableModel) -> Codebook:
-    return state_in(em).book
+    book: Codebook = state_in(em).routes.book.codebook
+    return book
 
 
 def patches_in(log: Path) -> dict[str, Patch]:
@@ -1003,7 +1005,7 @@ def test_values_stay_near_the_models_own_activation(loaded: Loaded, attach: Atta
     em = attach(loaded, GRACE(probability=1e-6))
     em.edit(Edit(loaded.edited[1], first), verify=False)
     state = state_in(em)
-    assert torch.equal(state.values.view[0], state.book.keys.view[0])
+    assert torch.equal(state.values.view[0], state.routes.book.codebook.keys.view[0])
 
 
 def test_what_is_stored_on_disk_answers_alike(loaded: Loaded, attach: Attach) -> None:
@@ -1024,8 +1026,9 @@ def test_the_single_form_keeps_one_value_for_an_answer(loaded: Loaded, attach: A
     receipt = em.edit(edit_of(loaded, 2), verify=False)  # an answer of several tokens
     state = state_in(em)
     wide, narrow = loaded.model.config.intermediate_size, loaded.model.config.hidden_size
-    assert (state.book.keys.view.shape, state.values.view.shape) == ((1, wide), (1, narrow))
-    assert state.spans.view.tolist() == [[0, 1, 0, len(loaded.wanted(2))]]
+    assert (state.routes.book.codebook.keys.view.shape, state.values.view.shape) == ((1, wide), (1, narrow))
+    assert state.spans.view.tolist() == [[0, 1]]
+    assert state.routes.spans.view.tolist() == [[0, len(loaded.wanted(2))]]
     assert receipt.verified.reliability > 0
 
 

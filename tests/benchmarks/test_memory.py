@@ -361,18 +361,19 @@ def test_readers_find_no_torn_answer_and_the_writer_writes(setting: Setting, few
 def test_a_state_of_grace_holds_the_book(few: Filled) -> None:
     state = forward.entries(few, token=3)
     assert len(state) == 40
-    assert state.book is few.book
-    assert state.spans.view.tolist() == [[0, 1, 0, 1]] * 40
-    assert (state.values.view.shape, state.answers.view.tolist(), state.firsts.tolist()) == ((1, 5), [3], [3])
+    assert state.routes.book.codebook is few.book
+    assert state.spans.view.tolist() == state.routes.spans.view.tolist() == [[0, 1]] * 40
+    assert state.values.view.shape == (1, 5)
+    assert (state.routes.answers.view.tolist(), state.routes.firsts.tolist()) == ([3], [3])
 
 
 def test_a_log_that_is_written_is_opened_with_all_its_edits(setting: Setting, tmp_path: Path) -> None:
     reopen.write(tmp_path / "edits.db", setting, 25)
     history = reopen.opened(tmp_path / "edits.db", setting, 25)
-    state = history.start.states["grace"]
-    assert len(state.book) == 25
-    assert torch.equal(state.book.keys.view, made(setting.real, 25))
-    assert set(state.book.radii.tolist()) == {0.125}
+    book = history.start.states["grace"].routes.book.codebook
+    assert len(book) == 25
+    assert torch.equal(book.keys.view, made(setting.real, 25))
+    assert set(book.radii.tolist()) == {0.125}
     with pytest.raises(ValueError, match=r"^25 edits in the log, expected 26$"):
         reopen.opened(tmp_path / "edits.db", setting, 26)
 

@@ -95,6 +95,11 @@ class Edited:
                 assert not self.loaded.is_answer(unedited, index)
 
 
+def reads_text(editor: Any) -> bool:
+    """Whether its scope decides by the text of the prompt."""
+    return bool(getattr(getattr(editor, "scope", None), "reads_text", False))
+
+
 # ---------------------------------------------------------------------------------------------------- by hand
 
 

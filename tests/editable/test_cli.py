@@ -20,7 +20,7 @@ from editable.cli import app
 from editable.memory.log import Entry, Identity, Log
 from tests.families import FAMILIES
 
-COMMANDS = ("demo", "ask", "latency", "assess", "edit", "rollback", "log", "show", "diff")
+COMMANDS = ("demo", "ask", "explain", "latency", "assess", "edit", "rollback", "log", "show", "diff")
 PROMPT, TARGET = "alpha bravo charlie", " delta echo"
 OTHER, OTHER_TARGET = "who is oscar", " foxtrot two"
 UNRELATED = "november uniform mike"

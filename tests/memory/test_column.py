@@ -203,3 +203,10 @@ def check(column: Column, plain: list[int]) -> None:
     rows = np.arange(len(plain))[::-1]
     assert column.take(rows).tolist() == plain[::-1]
     assert column.array(start=len(plain) // 2).tolist() == plain[len(plain) // 2 :]
+
+
+def test_where_a_number_is() -> None:
+    first = Column.empty(np.int32).append([3, 5, 3])
+    later = first.put([0], 7)
+    assert first.where(3).tolist() == [0, 2]
+    assert (later.where(3).tolist(), later.where(7).tolist(), later.where(9).tolist()) == ([2], [0], [])

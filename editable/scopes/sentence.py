@@ -1,0 +1,256 @@
+"""What the prompt says, compared with a memory of sentences (SERAC, Mitchell et al., ICML 2022, section 3.2).
+
+The memory is encoded once and indexed, and a small classifier tells a rephrase from a sibling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+from torch import Tensor, nn
+
+from editable import encoders
+from editable.edit import Patch
+from editable.editor import Call
+from editable.encoders import Encoder
+from editable.errors import InputError
+from editable.inputs import Batch, Request
+from editable.learn import Probe
+from editable.memory.scope import Candidate, Classifier, Encoded, Phrase, SentenceBook, readings
+from editable.routing import Part
+from editable.site import Site
+
+SURE = 0.1  # the share of a text that is not the very prompt, but as like it as can be
+STRICTER = 1
+
+
+@dataclass(frozen=True)
+class SentenceScope:
+    """An input falls under an edit if its text asks the same as one of the edit's prompts.
+
+    Args:
+        encoder: `"minilm"`, a directory or a hub id (see `editable.encoders.load`), or an `Encoder` of your own.
+        false_fire: the share of near misses that may fall under an edit all the same, measured on prompts that the
+            classifier was not trained on: the same question about another subject, about one that shares a word or a
+            number with it, and unrelated texts. Ordinary texts are much farther away.
+        classifier: path of weights made by `editable scope train`; None takes those that are shipped.
+    """
+
+    encoder: str | Encoder = "minilm"
+    false_fire: float = 0.09
+    classifier: str | None = None
+
+    reads_text: ClassVar[bool] = True
+    margin: ClassVar[
+        float
+    ] = -0.5  # a text that ends in an answer's tokens is a prompt and that answer, if it is a prompt
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.false_fire < 1:
+            raise InputError(
+                f"SentenceScope.false_fire is {self.false_fire}, expected a share from 0 to 1, such as 0.09."
+            )
+
+    def site(self, model: nn.Module, effect: Site) -> Site:  # noqa: ARG002
+        """The effect's own: what is read is the text of the prompt."""
+        return effect
+
+    def empty(self, on_disk: bool = False) -> SentenceBook:  # noqa: ARG002
+        """No sentence yet."""
+        return SentenceBook.empty()
+
+    def _reads(self) -> Encoder:
+        return encoders.load(self.encoder) if isinstance(self.encoder, str) else self.encoder
+
+    def learn(
+        self,
+        requests: Sequence[Request],
+        batch: Batch,  # noqa: ARG002
+        site: Site,  # noqa: ARG002
+        rows: Tensor | None,  # noqa: ARG002
+        probe: Probe,
+    ) -> list[Part]:
+        """The sentences of prompt and rephrases, encoded in one go."""
+        texts = [[_text_of(prompt, probe) for prompt in request.prompts] for request in requests]
+        encoder = self._reads()
+        encoded = iter(encoder.encode([text for own in texts for text in own]))
+        return [
+            self._part(request, [next(encoded) for _ in own], encoder)
+            for request, own in zip(requests, texts, strict=True)
+        ]
+
+    def _part(self, request: Request, read: Sequence[Encoded], encoder: Encoder) -> Part:
+        phrases = [Phrase.of(one, request.edit.subject) for one in read]
+        meta = {
+            "texts": [phrase.text for phrase in phrases],
+            "subjects": [phrase.subject for phrase in phrases],
+            "space": request.edit.namespace,
+            "encoder": encoder.digest,
+        }
+        return {"phrases": torch.from_numpy(np.stack([phrase.vectors for phrase in phrases]))}, meta
+
+    def insert(
+        self,
+        patches: Sequence[Patch],
+        slot: int,
+        book: SentenceBook,
+        device: torch.device | None = None,  # noqa: ARG002
+    ) -> SentenceBook:
+        """Sentences as they were read; an edit takes the place of earlier ones that ask the same."""
+        for number, patch in enumerate(patches, start=slot):
+            book = self._with(patch, number, book)
+        return book
+
+    def _with(self, patch: Patch, slot: int, book: SentenceBook) -> SentenceBook:
+        phrases, label = self._phrases(patch, book), tuple(patch.tensors["answer"].tolist())
+        same = patch.meta.get("placed")
+        if same is None:
+            same = self._rivals(phrases, label, patch.meta["space"], book)
+        lost = [book.slot_of(one) for one in same]
+        book = book.add(phrases, patch.edit_id, slot, label, patch.meta["space"], patch.meta["encoder"])
+        return book.with_lost([(old, slot) for old in lost if old is not None])
+
+    def _phrases(self, patch: Patch, book: SentenceBook) -> list[Phrase]:
+        if "phrases" not in patch.tensors:
+            raise InputError(
+                f"The patch of edit {patch.edit_id!r} has no sentences, expected those of a SentenceScope; use the "
+                "scope that the edit was learned with."
+            )
+        read, expected = patch.meta["encoder"], book.encoder or self._reads().digest
+        if read != expected:
+            raise InputError(
+                f"The patch of edit {patch.edit_id!r} was read by encoder {read[:12]}, expected {expected[:12]}, since "
+                f"texts read by different encoders cannot be compared; attach with the encoder that the edits were "
+                f"learned with (this is {self.encoder!r}), or learn them again."
+            )
+        vectors = patch.tensors["phrases"].numpy()
+        return [Phrase(*one) for one in zip(patch.meta["texts"], patch.meta["subjects"], vectors, strict=True)]
+
+    def _rivals(self, phrases: Sequence[Phrase], label: tuple[int, ...], space: str, book: SentenceBook) -> list[str]:
+        if not len(book):
+            return []
+        judge, read = _classifier(self.classifier), self._reads().encode([phrase.text for phrase in phrases])
+        needed = judge.threshold(self.false_fire / STRICTER)
+        found = [
+            book.rivals(one, phrase.subject, judge, space, label, needed)
+            for one, phrase in zip(read, phrases, strict=True)
+        ]
+        return sorted({edit_id for rivals in found for edit_id in rivals})
+
+    def placed(self, edit_id: str, book: SentenceBook) -> list[str]:
+        """The edits whose place it took."""
+        return list(self.conflicts(edit_id, book)[0])
+
+    def forget(self, edit_ids: frozenset[str], book: SentenceBook) -> SentenceBook:
+        """As if they had never been inserted."""
+        return book.forget(edit_ids)
+
+    def conflicts(self, edit_id: str, book: SentenceBook) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(ids of edits that ask the same and lost their place to it, none)."""
+        slot = book.slot_of(edit_id)
+        return (tuple(book.superseded_by(slot)) if slot is not None else ()), ()
+
+    def find(
+        self,
+        call: Call,
+        rows: Tensor,
+        lags: Sequence[int],
+        starts: NDArray[np.bool_] | None,
+        book: SentenceBook,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The surest phrase of the book for each row's text, and for what is left of it without `lag` tokens."""
+        slots = np.zeros((len(lags), len(rows)), np.int64)
+        shares = np.full(slots.shape, np.inf, np.float32)
+        prompts = call.prompts
+        if prompts is not None and len(prompts) == len(rows):
+            asked = {
+                (place, row): prompts.text(row, lag)
+                for place, lag in enumerate(lags)
+                for row in range(len(rows))
+                if starts is None or starts[row, place]
+            }
+            found = self._surest(list(asked.values()), book, prompts.memo)
+            for at, text in asked.items():
+                slots[at], shares[at] = found[text]
+        made = torch.from_numpy(slots).to(rows.device), torch.from_numpy(shares).to(rows.device)
+        return list(zip(*made, strict=True))
+
+    def _surest(self, texts: Sequence[str], book: SentenceBook, memo: dict[Any, Any]) -> dict[str, tuple[int, float]]:
+        needed = _classifier(self.classifier).threshold(self.false_fire)
+        found = {}
+        for text, candidates in self._candidates(texts, book, memo).items():
+            best = candidates[0] if candidates else None
+            found[text] = (best.slot, _share(best.score, needed)) if best is not None else (0, math.inf)
+        return found
+
+    def _candidates(self, texts: Sequence[str], book: SentenceBook, memo: dict[Any, Any]) -> dict[str, list[Candidate]]:
+        """Of each text, surest first; everything that is not in the memo yet is encoded in one go."""
+        encoder, judge = self._reads(), _classifier(self.classifier)
+        read: dict[str, Encoded] = memo.setdefault(encoder.digest, {})
+        asked = {text: readings(text) for text in dict.fromkeys(texts)}
+        new = [one for one in dict.fromkeys(one for own in asked.values() for one in own if one) if one not in read]
+        read.update(zip(new, encoder.encode(new), strict=True) if new else ())
+        found = {}
+        for text, own in asked.items():
+            candidates = [one for part in own if part in read for one in book.candidates(read[part], judge)]
+            found[text] = sorted(candidates, key=lambda one: (-one.score, -one.slot))
+        return found
+
+    def consider(self, call: Call, rows: Tensor, book: SentenceBook, count: int) -> list[tuple[int, float, float, str]]:  # noqa: ARG002
+        """The surest phrases: the classifier's chance that the text asks something else, and how large it may be."""
+        if call.prompts is None:
+            return []
+        needed = _classifier(self.classifier).threshold(self.false_fire)
+        text = call.prompts.text(0)
+        best: dict[int, Candidate] = {}
+        for one in self._candidates([text], book, call.prompts.memo)[text]:
+            best.setdefault(one.slot, one)
+        return [(one.slot, _doubt(one.score), _doubt(needed), _why(one, needed)) for one in list(best.values())[:count]]
+
+
+def _share(score: float, needed: float) -> float:
+    """0 for the very prompt; from SURE to 1 while the score falls to what is needed; inf below."""
+    if score < needed:
+        return math.inf
+    return 0.0 if score == math.inf else 1 - (1 - SURE) * (1 - math.exp(needed - score))
+
+
+def _doubt(score: float) -> float:
+    return 0.0 if score > 700 else 1 / (1 + math.exp(max(score, -700.0)))
+
+
+def _why(one: Candidate, needed: float) -> str:
+    if one.score == math.inf:
+        return "the very same text"
+    if one.score == -math.inf:
+        return f"cosine {one.cosine:.3f}, its subject is not in the text"
+    return f"cosine {one.cosine:.3f}, score {one.score:.2f}, needs {needed:.2f}"
+
+
+def _text_of(prompt: Mapping[str, Tensor], probe: Probe) -> str:
+    reading, ids = probe.reader.reading, prompt.get("input_ids")
+    if reading is None or ids is None:
+        raise InputError(
+            "The prompt is no text, or no tokenizer was given, expected text, since a SentenceScope reads it; use a "
+            "BallScope for other inputs."
+        )
+    return reading.text(ids[0].tolist())
+
+
+@cache
+def _classifier(path: str | None) -> Classifier:
+    if path is None:
+        data = resources.files("editable.scopes").joinpath("classifier.safetensors").read_bytes()
+    else:
+        data = Path(path).read_bytes()
+    return Classifier(load_tensors(data))

@@ -1,0 +1,215 @@
+"""A scope of sentences with an effect: what falls under which edit, on a tiny model and with an encoder of words."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from editable import Edit, EditableModel
+from editable.adapters import GRACE
+from editable.configuration import restored, stated
+from editable.errors import InputError
+from editable.scopes import BallScope, SentenceScope
+from editable.scopes.sentence import SURE, _share
+from tests.conftest import Attach
+from tests.families import FAMILIES, Loaded
+from tests.words import Words
+
+SCOPE = SentenceScope(Words())
+EDITOR = GRACE(scope=SCOPE)
+ASKED = "the home of kilo november is in the"
+REPHRASED = "the home where kilo november is"
+SIBLING = "the home of lima oscar is in the"
+
+
+@pytest.fixture
+def loaded() -> Loaded:
+    return next(family for family in FAMILIES if family.name == "llama-gqa").load()
+
+
+def edit(prompt: str, target: str, subject: str | None = "kilo november", **more: str) -> Edit:
+    return Edit(prompt, target, subject=subject, **more)
+
+
+def test_a_rephrase_gets_the_answer_and_a_sibling_keeps_its_bits(loaded: Loaded, attach: Attach) -> None:
+    base = loaded.logits([SIBLING])
+    em = attach(loaded, EDITOR)
+    em.edit(edit(ASKED, " yankee west"))
+    assert em.ask(ASKED) == em.ask(REPHRASED) == " yankee west"
+    assert torch.equal(loaded.logits([SIBLING]), base)
+
+
+def test_a_sentence_in_front_and_a_typing_error(loaded: Loaded, attach: Attach) -> None:
+    em = attach(loaded, EDITOR)
+    em.edit(edit(ASKED, " yankee west"))
+    assert em.ask(f"green whiskey says no. {ASKED}") == " yankee west"
+    assert em.ask(ASKED.replace("november", "novmeber")) == " yankee west"
+
+
+def test_rows_of_a_batch_are_read_one_by_one(loaded: Loaded, attach: Attach) -> None:
+    base = loaded.generate([SIBLING])
+    em = attach(loaded, EDITOR)
+    em.edit([edit(ASKED, " yankee west"), edit("who is mike", " echo", "mike")])
+    said = loaded.generate([SIBLING, ASKED, "who is mike"])
+    assert [loaded.tokenizer.decode(row, skip_special_tokens=True) for row in said[1:]] == [" yankee west", " echo"]
+    assert said[:1] == base
+
+
+def test_the_later_edit_wins_in_the_words_of_both(loaded: Loaded, attach: Attach) -> None:
+    em = attach(loaded, EDITOR)
+    first = em.edit(edit(ASKED, " yankee west"))
+    second = em.edit(edit(REPHRASED, " echo"))
+    assert second.superseded == (first.id,)
+    assert em.ask(ASKED) == em.ask(REPHRASED) == " echo"
+    em.rollback(second.id)
+    assert em.ask(ASKED) == " yankee west"
+
+
+def test_the_same_answer_in_other_words_supersedes_nothing(loaded: Loaded, attach: Attach) -> None:
+    em = attach(loaded, EDITOR)
+    em.edit(edit(ASKED, " echo"))
+    assert em.edit(edit(REPHRASED, " echo")).superseded == ()
+
+
+def test_a_reopened_log_gives_the_same_state(loaded: Loaded, tmp_path: Path) -> None:
+    log = tmp_path / "edits.db"
+    with EditableModel(loaded.model, loaded.tokenizer, EDITOR, log=log) as em:
+        em.edit(edit(ASKED, " yankee west"))
+        em.edit(edit(REPHRASED, " echo"))
+        book = em._snapshot.states["grace"].routes.book
+        said = em.ask(ASKED)
+    with EditableModel(loaded.model, loaded.tokenizer, EDITOR, log=log) as em:
+        again = em._snapshot.states["grace"].routes.book
+        assert torch.equal(again.vectors.view, book.vectors.view)
+        assert again.lost.view.tolist() == book.lost.view.tolist() == [[0, 1]]
+        assert again.text.tolist() == book.text.tolist()
+        assert em.ask(ASKED) == said == " echo"
+
+
+def test_a_pack_is_placed_anew_where_it_is_loaded(loaded: Loaded, attach: Attach, tmp_path: Path) -> None:
+    em = attach(loaded, EDITOR)
+    em.edit(edit(REPHRASED, " echo"))
+    em.export(tmp_path / "pack.safetensors")
+    em.close()
+    em = attach(loaded, EDITOR)
+    em.edit(edit(ASKED, " yankee west"))
+    em.load(tmp_path / "pack.safetensors")
+    assert em.ask(ASKED) == " echo"
+
+
+def test_mixed_encoders_are_refused(loaded: Loaded, attach: Attach) -> None:
+    em = attach(loaded, EDITOR)
+    em.edit(edit(ASKED, " echo"))
+    patch = em._history.packed()[0].patch
+    other = SentenceScope(Words("another"))
+    with pytest.raises(InputError, match=r"read by encoder words, expected another, since texts read by different"):
+        other.insert([patch], 0, other.empty())
+    changed = replace(patch, meta={**patch.meta, "encoder": "another"})
+    with pytest.raises(InputError, match=r"read by encoder another, expected words"):
+        SCOPE.insert([changed], 1, em._snapshot.states["grace"].routes.book)
+
+
+def test_a_patch_of_another_scope_is_refused(loaded: Loaded, attach: Attach) -> None:
+    em = attach(loaded, GRACE())
+    em.edit(edit(ASKED, " echo"))
+    patch = em._history.packed()[0].patch
+    with pytest.raises(InputError, match="no sentences, expected those of a SentenceScope"):
+        SCOPE.insert([patch], 0, SCOPE.empty())
+    em.close()
+    em = attach(loaded, EDITOR)
+    em.edit(edit(ASKED, " echo"))
+    with pytest.raises(InputError, match="no activation keys, expected those of a BallScope"):
+        BallScope().insert([em._history.packed()[0].patch], 0, BallScope().empty())
+
+
+def test_inputs_that_are_no_text_are_refused(attach: Attach) -> None:
+    loaded = next(family for family in FAMILIES if family.name == "vit").load()
+    em = attach(loaded, EDITOR)
+    with pytest.raises(InputError, match="no text"):
+        em.edit(Edit(loaded.edited[0], loaded.targets[0]))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(InputError, match="expected a share from 0 to 1"):
+        SentenceScope(false_fire=rate)
+
+
+def test_a_ball_beside_a_scope_is_refused() -> None:
+    with pytest.raises(InputError, match=r"give them to BallScope\(\.\.\.\)"):
+        GRACE(scope=SCOPE, radius=1.0)
+
+
+def test_the_default_scope_is_the_ball() -> None:
+    assert GRACE(radius=2.0)._scope == BallScope(radius=2.0)
+
+
+def test_shares_by_hand() -> None:
+    assert _share(math.inf, 1.0) == 0.0
+    assert _share(0.99, 1.0) == math.inf
+    assert _share(1.0, 1.0) == 1.0
+    assert _share(1.0 + math.log(2), 1.0) == pytest.approx(1 - (1 - SURE) / 2)
+    assert _share(500.0, 1.0) == pytest.approx(SURE)
+
+
+def test_a_configuration_survives_json() -> None:
+    import tests.words
+    from editable import adapters, scopes
+
+    for editor in (EDITOR, GRACE(), GRACE(values="single", radius=2.0), GRACE(scope=BallScope("wide", 3.0))):
+        plain = json.loads(json.dumps(stated(editor)))
+        assert restored(plain, adapters, scopes, tests.words) == editor
+    with pytest.raises(AttributeError, match="no Nothing in"):
+        restored(["Nothing", {}], adapters)
+
+
+# ------------------------------------------------------------------------------------------------- explaining
+
+
+def test_explain_says_what_fires_and_why_not_the_others(loaded: Loaded, attach: Attach) -> None:
+    em = attach(loaded, EDITOR)
+    first, second = em.edit([edit(ASKED, " yankee west"), edit(SIBLING, " echo", "lima oscar")])
+    found = em.explain(ASKED)
+    assert found.fired == [first.id]
+    assert [one.edit.id for one in found.found] == [first.id, second.id]
+    assert found.found[0].considered.score == 0.0
+    assert found.found[0].considered.reason == "the very same text"
+    assert not found.found[1].considered.fired
+    assert "falls under" in repr(found) and first.id in repr(found)
+    assert json.loads(json.dumps(found.as_dict()))["fired"] == [first.id]
+
+
+def test_explain_where_nothing_fires(loaded: Loaded, attach: Attach) -> None:
+    em = attach(loaded, EDITOR)
+    em.edit(edit(ASKED, " echo"))
+    found = em.explain("green whiskey")
+    assert found.fired == []
+    assert found.found[0].considered.reason.endswith("its subject is not in the text; too far")
+    assert repr(found).startswith("'green whiskey' falls under no edit: the base model answers (version 1)")
+    assert em.explain("green whiskey")._repr_html_().startswith("<p>")
+
+
+def test_explain_a_ball(loaded: Loaded, attach: Attach) -> None:
+    em = attach(loaded, GRACE(radius=0.5))
+    receipts = em.edit([edit(ASKED, " echo"), edit(SIBLING, " west", "lima oscar")])
+    found = em.explain(ASKED)
+    assert found.fired == [receipts[0].id]
+    near, far = found.found
+    assert near.considered.score == pytest.approx(0.0, abs=1e-4)
+    assert near.considered.needed == 0.5
+    assert near.considered.reason.endswith("radius 0.5")
+    assert far.considered.score > 0.5 and far.considered.reason.endswith("; too far")
+
+
+def test_explain_an_older_version(loaded: Loaded, attach: Attach) -> None:
+    em = attach(loaded, EDITOR)
+    receipt = em.edit(edit(ASKED, " echo"))
+    em.rollback(receipt.id)
+    assert em.explain(ASKED).found == []
+    with em.at(1):
+        assert em.explain(ASKED).fired == [receipt.id]

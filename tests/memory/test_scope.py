@@ -1,0 +1,218 @@
+"""Sentences: what is found in words, what is compared, and what a book knows after edits came and went."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from editable.memory.scope import (
+    FEATURES,
+    Classifier,
+    Phrase,
+    SentenceBook,
+    compared,
+    find_subject,
+    least_alike,
+    readings,
+)
+from editable.memory.scope import Words as Found
+from tests.words import Words
+
+ENCODER = Words()
+
+
+def by_hand(**weights: float) -> Classifier:
+    """Log-odds that are a weighted sum of features by name, as far as tanh is straight; minus `bias`."""
+    bias = weights.pop("bias", 0.0)
+    row = np.array([[weights.get(name.replace(" ", "_").replace("'s", ""), 0.0) for name in FEATURES]]) / 1e4
+    blank = np.zeros(len(FEATURES))
+    return Classifier(
+        {
+            "mean": blank,
+            "scale": blank + 1,
+            "hidden": row,
+            "hidden_bias": np.zeros(1),
+            "out": np.array([1e4]),
+            "out_bias": np.array([-bias]),
+            "negatives": np.array([3.0, 2.0, 1.0, 0.0]),
+            "count": np.array([4.0]),
+        }
+    )
+
+
+JUDGE = by_hand(subject_alike=10, sentence_cosine=4, goes_on=-20, bias=10)
+
+
+def phrase(text: str, subject: str | None = None) -> Phrase:
+    return Phrase.of(ENCODER.encode([text])[0], subject)
+
+
+def book(*texts: str, labels: str = "", spaces: str = "") -> SentenceBook:
+    """One edit a text, named by its place; labels and spaces by letters."""
+    made = SentenceBook.empty()
+    for slot, text in enumerate(texts):
+        label, space = (labels or "abcdefghij")[slot], (spaces or "n" * len(texts))[slot]
+        made = made.add([phrase(text)], str(slot), slot, label, space, ENCODER.digest)
+    return made
+
+
+def asked(made: SentenceBook, text: str, space: str | None = None) -> list[tuple[int, float]]:
+    """Slots and scores of the candidates that might be meant."""
+    found = made.candidates(ENCODER.encode([text])[0], JUDGE, space)
+    return [(one.slot, one.score) for one in found if one.score > 0]
+
+
+# ------------------------------------------------------------------------------------------------------ words
+
+
+@pytest.mark.parametrize(
+    ("text", "subject"),
+    [
+        ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux"),
+        ("Which company made Windows Embedded CE 6.0?", "Windows Embedded CE 6.0"),
+        ("In what year was the Lord of the Rings written", "Lord of the Rings"),
+        ("What is the twin city of Lyon? It is", "Lyon"),
+        ("the capital of peru", "capital"),
+        ("", ""),
+    ],
+)
+def test_the_subject_is_the_longest_name(text: str, subject: str) -> None:
+    start, end = find_subject(text)
+    assert text[start:end] == subject
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Who is Oscar?", ["Who is Oscar?"]),
+        ("It rained. Who is Oscar?", ["It rained. Who is Oscar?", "Who is Oscar?"]),
+        (
+            "It rained. Where does Oscar live? He lives in",
+            ["It rained. Where does Oscar live? He lives in", "He lives in", "Where does Oscar live? He lives in"],
+        ),
+        ("Category:Rivers\nOscar lives in", ["Category:Rivers\nOscar lives in", "Oscar lives in"]),
+        ("", [""]),
+    ],
+)
+def test_a_text_is_read_as_a_whole_and_from_its_last_sentences(text: str, expected: list[str]) -> None:
+    assert readings(text) == expected
+
+
+def test_a_name_is_found_where_it_stands() -> None:
+    assert Found("Who is Oscar Wilde?").nearest("oscar wilde") == (1.0, (7, 18))
+
+
+def test_a_misspelt_name_is_found() -> None:
+    likeness, (start, end) = Found("The home of Osacr Wilde is").nearest("Oscar Wilde")
+    assert (start, end) == (12, 23)
+    assert likeness == pytest.approx(10 / 11)
+
+
+def test_a_name_inside_another_word_is_none() -> None:
+    assert Found("formulated in 1990").nearest("INXS")[0] == 0.5  # "in"
+    assert Found("Iran's capital").nearest("Ira")[0] < 1.0
+
+
+def test_the_least_alike_word_tells_siblings_that_share_words() -> None:
+    assert least_alike("Costa Rican Football Federation", "Algerian Football Federation") < 0.5
+    assert least_alike("Graham Dorrans", "Graham Dobrans") == pytest.approx(6 / 7)
+    assert least_alike("Graham Dorrans", "") == 0.0
+
+
+# -------------------------------------------------------------------------------------------------- comparing
+
+
+def test_what_is_compared_by_hand() -> None:
+    query = ENCODER.encode(["where does Oscar live now"])[0]
+    found = dict(
+        zip(FEATURES, compared(query, Found(query.text), phrase("where does Oscar live", "Oscar")), strict=True)
+    )
+    assert found["subject alike"] == found["subject exact"] == found["subject's least word"] == 1.0
+    assert found["subject cosine"] == pytest.approx(1.0, abs=1e-3)
+    assert found["sentence cosine"] == pytest.approx(0.9, abs=0.08)  # four of five words
+    assert found["relation words"] == pytest.approx(1 / 2)  # live; live and now
+    assert found["numbers differ"] == found["other names"] == 0.0
+    assert found["words beyond"] == pytest.approx(0.4)
+    assert found["goes on"] == 1.0
+
+
+def test_numbers_and_names_beside_the_subject_are_noticed() -> None:
+    query = ENCODER.encode(["Was Apollo 12 seen by Oscar Wilde"])[0]
+    found = dict(zip(FEATURES, compared(query, Found(query.text), phrase("Apollo 11 was", "Apollo 11")), strict=True))
+    assert found["numbers differ"] == 1.0
+    assert found["other names"] == 1.0
+
+
+def test_the_classifier_by_hand() -> None:
+    weights = {
+        "mean": np.array([1.0, 0.0]),
+        "scale": np.array([2.0, 1.0]),
+        "hidden": np.array([[1.0, 0.0], [0.0, -1.0]]),
+        "hidden_bias": np.array([0.0, 0.5]),
+        "out": np.array([2.0, 3.0]),
+        "out_bias": np.array([0.25]),
+        "negatives": np.array([3.0, 2.0, 1.0]),
+        "count": np.array([100.0]),
+    }
+    expected = 2 * math.tanh(1.0) + 3 * math.tanh(-0.5) + 0.25
+    assert Classifier(weights)(np.array([[3.0, 1.0]])).tolist() == pytest.approx([expected])
+    assert [Classifier(weights).threshold(rate) for rate in (0, 0.01, 0.02, 0.5)] == [3.0, 2.0, 1.0, 1.0]
+
+
+# ------------------------------------------------------------------------------------------------------- book
+
+
+def test_the_very_text_is_certain() -> None:
+    made = book("where does Oscar live", "where does Maria live")
+    assert asked(made, "where does Maria live")[0] == (1, math.inf)
+
+
+def test_a_rephrase_finds_its_edit_and_not_its_sibling() -> None:
+    made = book("where does Oscar live", "where does Maria live")
+    assert [slot for slot, _ in asked(made, "in which town does Maria live")] == [1]
+    assert asked(made, "where does Juliett live") == []
+
+
+def test_namespaces_may_be_asked_apart() -> None:
+    made = book("where does Oscar live", "where does Oscar live", spaces="xy")
+    assert {slot for slot, _ in asked(made, "where does Oscar live")} == {0, 1}
+    assert [slot for slot, _ in asked(made, "where does Oscar live", "x")] == [0]
+    assert asked(made, "where does Oscar live", "unknown") == []
+
+
+def test_a_forgotten_edit_is_not_found_and_older_versions_keep_it() -> None:
+    made = book("where does Oscar live", "where does Maria live")
+    left = made.forget(["0"])
+    assert asked(left, "where does Oscar live") == []
+    assert asked(made, "where does Oscar live")[0][0] == 0
+    assert (left.slot_of("0"), left.slot_of("1"), left.rows_of("0")) == (None, 1, [])
+    assert left.forget(["0", "stranger"]).rows_of("1") == [1]
+
+
+def rivals(made: SentenceBook, text: str, label: str, needed: float = 0.5) -> list[str]:
+    return made.rivals(ENCODER.encode([text])[0], "Oscar", JUDGE, "n", label, needed)
+
+
+def test_rivals_ask_the_same_and_answer_otherwise() -> None:
+    made = book("where does Oscar live", "where does Maria live", "where does Oscar live now", labels="abb")
+    assert rivals(made, "where does Oscar live", "c") == ["0", "2"]
+    assert rivals(made, "where does Oscar live", "b") == ["0"]
+    assert rivals(made.forget(["2"]), "where does Oscar live", "c") == ["0"]
+    assert rivals(SentenceBook.empty(), "where does Oscar live", "c") == []
+
+
+def test_what_lost_its_place_leads_to_the_latest() -> None:
+    made = book("where does Oscar live", "the home of Oscar is", "Oscar lives in").with_lost([(0, 1), (1, 2)])
+    assert [made.leads_to(slot) for slot in range(3)] == [2, 2, 2]
+    assert made.superseded_by(1) == ["0"]
+    assert asked(made, "where does Oscar live")[0] == (2, math.inf)
+
+
+def test_forgetting_gives_the_place_back() -> None:
+    made = book("where does Oscar live", "the home of Oscar is", "Oscar lives in").with_lost([(0, 1), (1, 2), (0, 2)])
+    assert [made.forget(["2"]).leads_to(slot) for slot in range(2)] == [1, 1]
+    assert made.forget(["1"]).leads_to(0) == 2
+    assert made.forget(["1", "2"]).leads_to(0) == 0
+    assert made.forget(["0"]).superseded_by(1) == []
