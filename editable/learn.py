@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import torch
@@ -59,6 +60,11 @@ def shares_storage(shadow: nn.Module, model: nn.Module) -> bool:
     """Whether the shadow still stands over the model's weights (the model may have been moved)."""
     pairs = zip(shadow.parameters(), model.parameters(), strict=False)
     return all(a.data_ptr() == b.data_ptr() and a.device == b.device for a, b in pairs)
+
+
+def reference_prompts() -> list[str]:
+    """The shipped prompts that are about nothing in particular."""
+    return resources.files("editable").joinpath("reference.txt").read_text(encoding="utf-8").splitlines()
 
 
 @dataclass(frozen=True, eq=False)

@@ -168,7 +168,7 @@ def _is_stack(module: nn.Module) -> bool:
 def down_projection(model: nn.Module, block: str) -> str:
     """Path of the feed-forward's last linear inside `block`: the last one that narrows; else the last of all."""
     inside = model.get_submodule(block)
-    linears = [(name, _linear_shape(module)) for name, module in inside.named_modules()]
+    linears = [(name, linear_shape(module)) for name, module in inside.named_modules()]
     shaped = [(name, shape) for name, shape in linears if shape is not None]
     narrowing = [name for name, (wide, narrow) in shaped if wide > narrow]
     if not shaped:
@@ -202,8 +202,8 @@ def feed_forward(model: nn.Module, block: str) -> FeedForward:
         SiteError: the block has none, or several side by side (a mixture of experts).
     """
     down = down_projection(model, block)
-    wide, narrow = _linear_shape(model.get_submodule(down)) or (0, 0)
-    shapes = {name: _linear_shape(module) for name, module in model.get_submodule(block).named_modules()}
+    wide, narrow = linear_shape(model.get_submodule(down)) or (0, 0)
+    shapes = {name: linear_shape(module) for name, module in model.get_submodule(block).named_modules()}
     up = [name for name, shape in shapes.items() if shape in ((narrow, wide), (narrow, 2 * wide))]
     if len(up) not in (1, 2) or wide == narrow:
         raise SiteError(
@@ -241,7 +241,14 @@ def _activation_name(module: nn.Module) -> str | None:
     return nearest if far[nearest] < 1e-3 else None
 
 
-def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
+def attention_projections(model: nn.Module, block: str) -> list[str]:
+    """Paths of the linears inside `block` that do not stand beside its feed-forward's down projection."""
+    beside = down_projection(model, block).rpartition(".")[0]
+    names = [f"{block}.{name}" for name, m in model.get_submodule(block).named_modules() if linear_shape(m) is not None]
+    return [name for name in names if name.rpartition(".")[0] != beside]
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(features in, features out) of anything shaped like a linear layer; quantised ones keep these attributes."""
     own = vars(module)
     for wide, narrow in (("in_features", "out_features"), ("nx", "nf")):  # the second is transformers' Conv1D
@@ -256,7 +263,7 @@ def classifier_head(model: nn.Module) -> str:
     Raises:
         SiteError: there is no linear layer.
     """
-    linears: list[str] = [name for name, module in model.named_modules() if name and _linear_shape(module) is not None]
+    linears: list[str] = [name for name, module in model.named_modules() if name and linear_shape(module) is not None]
     if not linears:
         raise SiteError(
             f"{type(model).__name__} has no linear layer, expected one that makes the logits; "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import resources
 
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from editable.edit import Verification
 from editable.editor import Editor
 from editable.hooks import Hooks
 from editable.inputs import Reader, Request
-from editable.learn import Probe, shadow_of, shares_storage
+from editable.learn import Probe, reference_prompts, shadow_of, shares_storage
 from editable.snapshot import Snapshot
 
 Conflicts = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
@@ -38,9 +37,9 @@ class Workshop:
         """What editors learn with."""
         if self._probe is None or not shares_storage(self._probe.model, self.model):
             shadow = shadow_of(self.model)
-            Hooks(shadow, self.editors, lambda: self._shown, reading=self.reader.reading)
-            reference = resources.files("editable").joinpath("reference.txt").read_text().splitlines()
-            self._probe = Probe(shadow, Reader(shadow, self.reader.tokenizer), reference)
+            hooks = Hooks(shadow, self.editors, lambda: self._shown, reading=self.reader.reading)
+            reader = Reader(shadow, self.reader.tokenizer)
+            self._probe = Probe(shadow, reader, reference_prompts(), hooks.residents)
         return self._probe
 
     def close(self) -> None:
