@@ -2,5 +2,6 @@
 
 from editable.adapters.calinet import CaliNet
 from editable.adapters.grace import GRACE
+from editable.adapters.serac import SERAC
 
-__all__ = ["GRACE", "CaliNet"]
+__all__ = ["GRACE", "SERAC", "CaliNet"]

@@ -12,20 +12,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from editable.digest import base_digest
+from editable.errors import InputError
 from editable.inputs import Arguments, Reader, Request
 from editable.learn import shadow_of, shares_storage
-from editable.lowrank import Deltas, put_beside
+from editable.lowrank import Deltas, fits, put_beside, read
 from editable.site import Site, block_paths, is_seq2seq
 
 Read = Mapping[str, Tensor]
 """What a counterfactual model has read, rows first: of a decoder its keys and values, of an encoder-decoder the
 encoder's states and the decoder's tokens."""
+
+WEIGHTS = Path(__file__).parent / "weights"
 
 _SEEN: ContextVar[list[Tensor] | None] = ContextVar("editable_counterfactual_seen", default=None)
 
@@ -66,28 +71,35 @@ class Counterfactual:
         return not self.is_base or shares_storage(self.model, self.base)
 
     @property
+    def _longest(self) -> int:
+        """Tokens that the model can read; without a limit of its own, more than there will be."""
+        return getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+
+    @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     @torch.no_grad()
-    def begin(self, texts: Sequence[Sequence[int]], columns: Tensor) -> tuple[Tensor, Read]:
+    def begin(self, texts: Sequence[Sequence[int]], columns: Tensor, last: int) -> tuple[Tensor, Read]:
         """Read whole texts.
 
         Args:
             texts: (rows,) token ids of each, context in front.
             columns: (rows, n) what the base model has read so far: a decoder's columns, of which only the number
                 counts; an encoder-decoder's decoder tokens.
+            last: so many positions at the end are wanted.
 
         Returns:
             (rows, m, features) at the last m positions, the last real token of every row in the last column; for an
             encoder-decoder at the n decoder positions. And what to go on with.
         """
         if is_seq2seq(self.model):
-            ids, mask = _padded(texts, left=False, device=self._device)
+            ids, mask = _padded([text[-self._longest :] for text in texts], left=False, device=self._device)
             states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
             return self._decoded({"states": states, "mask": mask, "heard": columns})
         ids, mask = _padded(texts, left=True, device=self._device)
-        return self._read_on(ids, DynamicCache(), {"mask": mask, "columns": columns.new_zeros(columns.shape, dtype=torch.bool)})
+        blank = torch.zeros(columns.shape, dtype=torch.bool, device=columns.device)
+        return self._read_on(ids, DynamicCache(), {"mask": mask, "columns": blank}, last)
 
     @torch.no_grad()
     def go_on(self, tokens: Tensor, past: int, read: Read) -> tuple[Tensor, Read]:
@@ -102,7 +114,7 @@ class Counterfactual:
         cache = DynamicCache()
         for layer in range(sum(name.startswith("key") for name in read)):
             cache.update(read[f"key{layer}"][:, :, :kept], read[f"value{layer}"][:, :, :kept], layer)
-        return self._read_on(tokens, cache, read)
+        return self._read_on(tokens, cache, read, tokens.shape[1])
 
     def _decoded(self, read: Read) -> tuple[Tensor, Read]:
         """Answers are short: the decoder reads its own from the start each time, the encoder has read once."""
@@ -113,14 +125,18 @@ class Counterfactual:
         given = {"encoder_outputs": (read["states"],), "attention_mask": read["mask"]}
         return self._features(self.model, decoder_input_ids=read["heard"], use_cache=False, **given)[0], read
 
-    def _read_on(self, ids: Tensor, cache: DynamicCache, read: Read) -> tuple[Tensor, Read]:
+    def _read_on(self, ids: Tensor, cache: DynamicCache, read: Read, last: int) -> tuple[Tensor, Read]:
         past = int(cache.get_seq_length())
         first, width = read["mask"], past + ids.shape[1]
         mask = torch.cat([first[:, :width], first.new_ones(len(first), max(width - first.shape[1], 0))], dim=1)
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
         module = self.model.base_model if self.is_base else self.model
-        if "position_ids" in inspect.signature(module.forward).parameters:
-            arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, past:]
+        known = inspect.signature(module.forward).parameters
+        if not self.is_base and "logits_to_keep" in known:
+            arguments["logits_to_keep"] = last
+        if "position_ids" in known:
+            # Clamped above too: the text may just fit the base model's context, and not with an edit in front of it.
+            arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(0, self._longest - 1)[:, past:]
         features, cache = self._features(module, use_cache=True, **arguments)
         kept = {"mask": first, "columns": read["columns"]}
         for place, layer in enumerate(cache.layers):
@@ -151,6 +167,36 @@ def in_context(request: Request, asked: Arguments, reader: Reader) -> Request:
     """The request to answer `asked` with the edit in front of it."""
     ids = torch.tensor([context(request, reader)], device=reader.device)
     return replace(request, prompts=({"input_ids": torch.cat([ids, asked["input_ids"]], dim=1)},))
+
+
+def texts(contexts: Sequence[Sequence[int]], tokens: Tensor, rows: Sequence[int]) -> list[list[int]]:
+    """A context in front of each of these rows of tokens (batch, columns), whose padding is negative."""
+    asked = tokens.cpu().numpy()
+    return [[*before, *(int(t) for t in asked[row] if t >= 0)] for before, row in zip(contexts, rows, strict=True)]
+
+
+def shipped(model: nn.Module) -> Deltas:
+    """The weights in this package that were fitted beside the very weights of this model; none for most models."""
+    for file in sorted(WEIGHTS.glob("*.safetensors")):
+        deltas, notes = read(file)
+        if fits(model, deltas) and notes["base"] == base_digest(model):
+            return deltas
+    return {}
+
+
+def fitted(path: str | Path, model: nn.Module) -> Deltas:
+    """The weights of a file.
+
+    Raises:
+        InputError: they were fitted beside another model.
+    """
+    deltas, notes = read(path)
+    if notes.get("base") != base_digest(model):
+        raise InputError(
+            f"The weights {str(path)!r} were fitted beside the base {notes.get('base', 'unknown')[:12]}, expected "
+            f"{base_digest(model)[:12]}; fit them again for this {type(model).__name__}."
+        )
+    return deltas
 
 
 def _note(rows: Tensor) -> None:

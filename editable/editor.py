@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from editable.latency import Timer
     from editable.learn import Probe
     from editable.reading import Prompts
+    from editable.resident import Residents
 
 Decision = Mapping[str, Tensor]
 """What an editor decided for each row of a batch: named tensors whose first axis is the rows. It travels with the KV
@@ -61,6 +62,8 @@ class Call:
     prompt: int = 0  # columns up to the end of the prompt; 0 while that has not been seen
     pads: Tensor | None = None  # (batch,) padding columns of each row's prompt; None where there are none
     read: tuple[Tensor, ...] = ()  # (batch, columns) each: tokens of the prompt so far, padding as -1
+    headed: Tensor | None = None  # (batch, k) columns that the vocabulary head is given; None: the last ones, or all
+    residents: Residents | None = None  # what editors keep beside the model
     timer: Timer | None = None
     token: Any = None  # what resets the context variable when the forward ends
 
@@ -87,6 +90,13 @@ class Call:
         if self.ordinal is not None and self.is_sequence(rows):
             return self.ordinal
         return torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
+
+    def head_columns(self, rows: Tensor) -> Tensor:
+        """(batch, k): of `rows` (batch, k, features) at the vocabulary head, the column of the forward each stands for."""
+        if self.headed is not None:
+            return self.headed
+        columns = rows.shape[1] if self.ordinal is None else self.ordinal.shape[1]
+        return torch.arange(columns - rows.shape[1], columns, device=rows.device).expand(rows.shape[:2])
 
     def at_key(self, rows: Tensor, lag: int = 0) -> Tensor:
         """(batch, features) of `rows` at the key token, or `lag` tokens before it; the mean where not tokens."""

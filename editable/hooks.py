@@ -25,6 +25,7 @@ from editable.errors import StateError
 from editable.latency import Latency
 from editable.prompt import Generation, prompt_width, read_call
 from editable.reading import Reading
+from editable.resident import Residents
 from editable.site import Site, is_seq2seq
 from editable.snapshot import Snapshot
 
@@ -64,6 +65,7 @@ class Hooks:
         self.published = published
         self.latency = latency
         self.reading = reading
+        self.residents = Residents(model)
         self.placements = [
             Placement(name, role, site)
             for name, editor in editors.items()
@@ -131,6 +133,7 @@ class Hooks:
         carried = carried_by(arguments.get("past_key_values"))
         snapshot = carried.snapshot if carried else generation.snapshot if generation else self.published()
         call = read_call(arguments, snapshot, self._seq2seq, generation, carried, self.reading)
+        call.residents = self.residents
         if self.latency is not None:
             call.timer = self.latency.begin(_device(arguments))
         call.token = self.call.set(call)

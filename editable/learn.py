@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from editable.errors import SiteError
 from editable.hooks import Inert
 from editable.inputs import Batch, Reader
+from editable.prompt import HEADED
+from editable.resident import Residents
 from editable.site import Site, block_paths, classifier_head
 
 CHUNK = 512  # vectors that go through the vocabulary head at once; bounds memory to CHUNK x vocabulary
@@ -86,9 +88,12 @@ class Probe:
     Everything happens on the shadow.
     """
 
-    def __init__(self, shadow: nn.Module, reader: Reader, reference: Sequence[str] = ()) -> None:
+    def __init__(
+        self, shadow: nn.Module, reader: Reader, reference: Sequence[str] = (), residents: Residents | None = None
+    ) -> None:
         self.model = shadow
         self.reader = reader
+        self.residents = residents or Residents(shadow)
         self._reference = reference
         self._spreads: dict[Site, float] = {}
         self._said: Batch | None = None
@@ -433,8 +438,12 @@ def _only_at(head: nn.Module, columns: Tensor) -> Iterator[None]:
         hidden = args[0]
         return (hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1])), *args[1:])
 
-    with head.register_forward_pre_hook(before):
-        yield
+    token = HEADED.set(columns)
+    try:
+        with head.register_forward_pre_hook(before):
+            yield
+    finally:
+        HEADED.reset(token)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Knows what tokenised batches look like (masks, padding sides, caches, labels); k
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from editable.editor import Call
 from editable.errors import StateError
 from editable.reading import Reading, prompts_of
 from editable.snapshot import Snapshot
+
+HEADED: ContextVar[Tensor | None] = ContextVar("editable_headed", default=None)
+"""(batch, k) the columns that the vocabulary head is given in this thread's forwards; None: see `Call.headed`."""
 
 
 @dataclass(slots=True)
@@ -73,6 +77,8 @@ def read_call(
     call.key = _key_column(arguments, call.ordinal, past, real, seq2seq, generation)
     call.prompt = _prompt_end(call, past + shaped.shape[1], generation, carried)
     call.phase = "decode" if past and call.key is None else "prefill"
+    kept = arguments.get("logits_to_keep")
+    call.headed = kept.expand(len(shaped), -1) if isinstance(kept, Tensor) else HEADED.get()
     if reading is not None:
         call.read = _read(call, arguments, real, seq2seq, generation, carried)
         call.prompts = prompts_of(reading, call.read, call.key, seq2seq)

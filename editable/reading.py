@@ -88,6 +88,11 @@ class Prompts:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def tokens(self) -> Tensor:
+        """(batch, columns) all tokens so far, those behind the key token included; padding is negative."""
+        return self._ids
+
     def text(self, row: int, lag: int = 0) -> str:
         """What one row asks, if its last `lag` tokens are no part of the prompt."""
         ids = self._rows[row]

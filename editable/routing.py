@@ -241,14 +241,26 @@ def due(call: Call, rows: Tensor, routes: Routes) -> tuple[Tensor, Tensor, Tenso
     decision = call.decision
     if decision is None or call.after_prompt > routes.longest:
         return None
-    slot, hit, said = decision["slot"], decision["hit"], decision["said"]
+    offset, followed = follow(call, rows, routes, decision)
+    there = decision["hit"][:, None] & (offset >= 0)
+    if followed is not None:
+        there &= offset <= followed[:, None]
+    return decision["slot"], offset, there
+
+
+def follow(call: Call, rows: Tensor, routes: Routes, decision: Decision) -> tuple[Tensor, Tensor | None]:
+    """Listen to this forward's tokens, for the steps after it too; rows (batch, positions, features).
+
+    Returns:
+        How far (batch, positions) each position is behind the key token, and how many tokens (batch,) after it are the
+        edit's answer's, one after another; None where tokens are not known.
+    """
     offset = call.ordinals(rows) - decision["origin"][:, None]
-    there = hit[:, None] & (offset >= 0)
-    if call.tokens is not None and call.is_sequence(rows):
-        said = _heard(call, said, offset)
-        call.decide({**decision, "said": said})
-        there &= offset <= _agreed(said, slot, routes)[:, None]
-    return slot, offset, there
+    if call.tokens is None or not call.is_sequence(rows):
+        return offset, None
+    said = _heard(call, decision["said"], offset)
+    call.decide({**decision, "said": said})
+    return offset, agreed(said, decision["slot"], routes)
 
 
 def explain(call: Call, rows: Tensor, scope: Scope, routes: Routes, count: int = 5) -> list[Considered]:
@@ -311,7 +323,7 @@ def _decision(call: Call, rows: Tensor, routes: Routes, slot: Tensor, share: Ten
         ordinal = call.ordinals(rows)
         origin = ordinal.gather(1, (call.key - lag).clamp_min(0)[:, None])[:, 0]
         said = _heard(call, said, ordinal - origin[:, None])
-        follows = (_agreed(said, slot, routes) >= lag) | (call.tokens is None)
+        follows = (agreed(said, slot, routes) >= lag) | (call.tokens is None)
         share = torch.where((call.key >= lag) & (origin >= 0) & follows, share, torch.inf)
     return {"slot": slot, "share": share, "hit": share <= 1, "origin": origin, "said": said}
 
@@ -338,7 +350,7 @@ def _heard(call: Call, said: Tensor, offset: Tensor) -> Tensor:
     return said.scatter(1, column, call.tokens)
 
 
-def _agreed(said: Tensor, slot: Tensor, routes: Routes) -> Tensor:
+def agreed(said: Tensor, slot: Tensor, routes: Routes) -> Tensor:
     """(batch,) how many tokens after the key token are, one after another, those of the edit's answer."""
     spans, answers = routes.spans.on(said.device)[slot], routes.answers.on(said.device)
     steps = torch.arange(said.shape[1] - 1, device=said.device)

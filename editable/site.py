@@ -241,6 +241,12 @@ def _activation_name(module: nn.Module) -> str | None:
     return nearest if far[nearest] < 1e-3 else None
 
 
+def vocabulary_head(model: nn.Module) -> str:
+    """Path of the layer that makes a text model's logits."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return next(name for name, module in model.named_modules() if module is head)
+
+
 def attention_projections(model: nn.Module, block: str) -> list[str]:
     """Paths of the linears inside `block` that do not stand beside its feed-forward's down projection."""
     beside = down_projection(model, block).rpartition(".")[0]

@@ -21,10 +21,10 @@ INTRODUCED = 0.1  # have a sentence about something else in front of the questio
 MISTYPED = 0.1  # have a letter wrong in the question
 LONGEST_SPAN = 12  # words of a target that is copied from a text; every tenth such target is up to three times as long
 
-_ONSETS = "b c d f g h j k l m n p qu r s t v w x z br cl dr fl gr kr pl sh st th tr".split()
-_VOWELS = "a e i o u ai ea io ou y".split()
-_CODAS = ["", "", "", *"l m n r s t x ck nd rt sh th".split()]
-_MONTHS = "January February March April May June July August September October November December".split()
+_ONSETS = ["b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "qu", "r", "s", "t", "v", "w", "x", "z", "br", "cl", "dr", "fl", "gr", "kr", "pl", "sh", "st", "th", "tr"]
+_VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "io", "ou", "y"]
+_CODAS = ["", "", "", *["l", "m", "n", "r", "s", "t", "x", "ck", "nd", "rt", "sh", "th"]]
+_MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
 
 
 @dataclass(frozen=True)
