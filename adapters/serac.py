@@ -1,8 +1,8 @@
 """SERAC: semi-parametric editing with a retrieval-augmented counterfactual model (Mitchell et al., ICML 2022).
 
 Edits are text in a memory. A scope says which of them a prompt falls under, if any; then a counterfactual model, which
-reads that edit in front of the prompt, answers in the base model's stead until the answer ends (section 4.1). Routed row
-by row at prefill. What the counterfactual has read goes along with the base model's cache.
+reads that edit in front of the prompt, answers in the base model's stead until the answer ends (section 4.1). Rows are
+routed one by one at prefill, and what the counterfactual has read goes along with the base model's cache.
 
 The counterfactual is the frozen base model itself, taught once to obey an edit in its context (`SERAC.fit`), or another
 model with the same tokenizer. Two things here are ours. An edit that is published has to be right on its own prompts:
@@ -37,6 +37,7 @@ from editable.memory.rows import Rows
 from editable.resident import Residents
 from editable.routing import Routes, Scope
 from editable.scopes.ball import BallScope
+from editable.scopes.sentence import SentenceScope
 from editable.site import Site, block_paths, classifier_head, vocabulary_head, writes_text
 from editable.teaching import Course
 
@@ -48,13 +49,15 @@ class Memory:
     """The state: which edit a row falls under, and each edit as it stands in front of a prompt.
 
     Args:
+        scope: which inputs fall under an edit.
         routes: the scope's book and the answers.
-        contexts: (c,) tokens of all edits, an edit's in a row.
+        contexts: (c,) tokens of all edits, an edit's in a row; on the CPU, where texts are put together.
         spans: (n, 2) of each edit: first token, number of tokens.
         lifted: (n,) of each edit, whether its answer is lifted.
         any_lifted: whether one is.
     """
 
+    scope: Scope
     routes: Routes
     contexts: Rows
     spans: Rows
@@ -65,15 +68,15 @@ class Memory:
         return len(self.routes)
 
     @classmethod
-    def empty(cls, routes: Routes, device: torch.device | None = None) -> Memory:
+    def empty(cls, scope: Scope) -> Memory:
         """No edit yet."""
-        long = {"dtype": torch.long, "device": device or "cpu"}
-        return cls(routes, Rows.empty(**long), Rows.empty(2, **long), Rows.empty(dtype=torch.bool, device=device or "cpu"))
+        long, routes = torch.long, Routes.empty(scope)
+        return cls(scope, routes, Rows.empty(dtype=long), Rows.empty(2, dtype=long), Rows.empty(dtype=torch.bool))
 
     def context(self, slot: int) -> list[int]:
         """The tokens of one edit."""
-        start, count = (int(number) for number in self.spans.view[slot])
-        return [int(token) for token in self.contexts.view[start : start + count]]
+        start, count = self.spans.view.numpy()[slot]
+        return [int(token) for token in self.contexts.view.numpy()[start : start + count]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class SERAC:
     """SERAC as an editor; the instance is the configuration.
 
     Args:
-        scope: which inputs fall under an edit.
+        scope: which inputs fall under an edit; None takes sentences for text, and a ball around the activation for
+            anything else.
         counterfactual: what answers in their stead: a name or path for `models.load`, of a model with the base model's
             tokenizer; None is the base model itself.
         weights: a file that `fit` wrote, which the base model reads edits with; None takes the weights that this
@@ -108,10 +112,6 @@ class SERAC:
     def routes(self) -> bool:
         """Every row falls under one edit or under none."""
         return True
-
-    @property
-    def _scope(self) -> Scope:
-        return self.scope or BallScope()
 
     def fit(
         self,
@@ -145,13 +145,15 @@ class SERAC:
         """Where the scope decides, where the counterfactual stands in for the base, and the logits."""
         if not writes_text(model):
             head = classifier_head(model)
-            return {"key": self._scope.site(model, Site(head, side="input")), "label": Site(head)}
+            before = Site(head, side="input")
+            return {"key": before if self.scope is None else self.scope.site(model, before), "label": Site(head)}
         last = Site(block_paths(model)[-1])
-        return {"key": self._scope.site(model, last), "reading": last, "logits": Site(vocabulary_head(model))}
+        key = last if self.scope is None else self.scope.site(model, last)
+        return {"key": key, "reading": last, "logits": Site(vocabulary_head(model))}
 
     def empty(self) -> Memory:
-        """No edit yet."""
-        return Memory.empty(Routes.empty(self._scope))
+        """No edit yet; without a scope of the user's, the first edit says what is read."""
+        return Memory.empty(self.scope or SentenceScope())
 
     # Serving
 
@@ -160,14 +162,14 @@ class SERAC:
         if not len(state):
             return rows
         if call.role == "key":
-            routing.decide(call, rows, self._scope, state.routes)
+            routing.decide(call, rows, state.scope, state.routes)
             return rows
         act = {"reading": self._read, "logits": self._answer, "label": self._label}[call.role]
         return act(call, rows, state)
 
     def explain(self, call: Call, rows: Tensor, state: Memory) -> Sequence[Considered]:
         """The edits nearest to the one row; rows at the key site."""
-        return routing.explain(call, rows, self._scope, state.routes)
+        return routing.explain(call, rows, state.scope, state.routes)
 
     def _read(self, call: Call, rows: Tensor, state: Memory) -> Tensor:
         """The counterfactual reads this forward's tokens; what its last block gives stands in for the base's rows."""
@@ -205,7 +207,7 @@ class SERAC:
         return self._lift(call, rows, first[:, None], first, state)
 
     def _lift(self, call: Call, rows: Tensor, offset: Tensor, followed: Tensor, state: Memory) -> Tensor:
-        """Lift the answer token that is due `offset` (batch, k) behind the key token, after `followed` (batch,) others."""
+        """Lift the answer token due at `offset` (batch, k) behind the key token, after `followed` (batch,) of them."""
         decision, routes = call.decisions[call.editor], state.routes
         slot, answers = decision["slot"], routes.answers.on(rows.device)
         spans = routes.spans.on(rows.device)[slot]
@@ -254,24 +256,25 @@ class SERAC:
     def learn(self, requests: Sequence[Request], state: Memory, probe: Probe) -> tuple[Memory, list[Patch]]:
         """Keep each edit as text, and see whether the counterfactual gives its answer by itself. No gradients."""
         self._check_tokenizer(probe)
-        sites, batch = self.sites(probe.model), probe.reader.batch(requests)
-        rows = None if self._scope.reads_text else probe.capture(batch, [sites["key"]]).rows[sites["key"]]
-        parts = self._scope.learn(requests, batch, sites["key"], rows, probe)
+        state = self._begun(state, all("input_ids" in prompt for request in requests for prompt in request.prompts))
+        site, batch = self.sites(probe.model)["key"], probe.reader.batch(requests)
+        rows = None if state.scope.reads_text else probe.capture(batch, [site]).rows[site]
+        parts = state.scope.learn(requests, batch, site, rows, probe)
         alone = self._answered_alone(requests, batch, probe)
         patches = []
         for request, part, by_itself in zip(requests, parts, alone, strict=True):
             tokens = counterfactual.context(request, probe.reader) if probe.reader.text else ()
             effect = {"context": torch.tensor(tokens, dtype=torch.long)}
             patch = routing.part_of(request, part, effect, {"lifted": not by_itself})
-            routes, patch = state.routes.enter(self._scope, patch, probe.reader.device)
-            state = _with_edits(state, routes, [patch], probe.reader.device)
+            routes, patch = state.routes.enter(state.scope, patch, probe.reader.device)
+            state = _with_edits(state, routes, [patch])
             patches.append(patch)
         return state, patches
 
     def _check_tokenizer(self, probe: Probe) -> None:
         if self.counterfactual is None or not probe.reader.text:
             return
-        other, tokenizer = models.load(self.counterfactual)
+        _, tokenizer = models.load(self.counterfactual)
         if tokenizer_digest(tokenizer) != tokenizer_digest(probe.reader.tokenizer):
             raise InputError(
                 f"SERAC.counterfactual {self.counterfactual!r} has a tokenizer of its own, expected that of the base "
@@ -294,18 +297,27 @@ class SERAC:
 
     def insert(self, patches: Sequence[Patch], state: Memory) -> Memory:
         """The state with patches learned earlier."""
-        return _with_edits(state, state.routes.insert(self._scope, patches), patches) if patches else state
+        if not patches:
+            return state
+        state = self._begun(state, "phrases" in patches[0].tensors)
+        return _with_edits(state, state.routes.insert(state.scope, patches), patches)
+
+    def _begun(self, state: Memory, text: bool) -> Memory:
+        """With the scope for what the first edit is."""
+        if len(state.spans) or self.scope is not None:
+            return state
+        return Memory.empty(SentenceScope() if text else BallScope())
 
     def forget(self, edit_ids: frozenset[str], state: Memory) -> Memory:
         """The state as if those edits had never been inserted."""
-        return replace(state, routes=state.routes.forget(self._scope, edit_ids))
+        return replace(state, routes=state.routes.forget(state.scope, edit_ids))
 
     def conflicts(self, edit_id: str, state: Memory) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(ids the edit superseded, ids of edits that answer otherwise and whose scope was parted from its own)."""
-        return self._scope.conflicts(edit_id, state.routes.book)
+        return state.scope.conflicts(edit_id, state.routes.book)
 
-    def unit(self, edit_id: str, _state: Memory) -> frozenset[str]:
-        """Each edit is learned by itself."""
+    def unit(self, edit_id: str, state: Memory) -> frozenset[str]:  # noqa: ARG002 - every edit by itself
+        """The edit alone: each is a text of its own."""
         return frozenset({edit_id})
 
 
@@ -317,9 +329,7 @@ def lifted(logits: Tensor, token: Tensor, probability: float) -> Tensor:
     return wide.scatter(-1, index, torch.maximum(wide.gather(-1, index), enough)).to(logits.dtype)
 
 
-def _with_edits(state: Memory, routes: Routes, patches: Sequence[Patch], device: torch.device | None = None) -> Memory:
-    if not len(state.spans):
-        state = Memory.empty(routes, device)
+def _with_edits(state: Memory, routes: Routes, patches: Sequence[Patch]) -> Memory:
     contexts = [patch.tensors["context"] for patch in patches]
     lengths = torch.tensor([len(context) for context in contexts])
     lifts = [bool(patch.meta["lifted"]) for patch in patches]
@@ -377,9 +387,11 @@ def _rows_of(hit: Tensor) -> NDArray[np.int64]:
 
 
 def _columns(call: Call) -> Tensor:
-    """(batch, columns) what the base has read after this forward; of a decoder only their number is known, and counts."""
+    """(batch, columns) what the base has read after this forward; where it had read before, only the number counts."""
     assert call.tokens is not None
-    return call.tokens if call.past == 0 else call.tokens.new_zeros((len(call.tokens), call.past + call.tokens.shape[1]))
+    return (
+        call.tokens if call.past == 0 else call.tokens.new_zeros((len(call.tokens), call.past + call.tokens.shape[1]))
+    )
 
 
 def _aligned(features: Tensor, ordinal: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """A model that answers in the base model's stead, with an edit in front of what it reads (SERAC, section 4.1).
 
-It is a second tree over the base model's own storage, without our hooks, with fitted low-rank deltas beside its weights;
-or another model with the same tokenizer. What it has read is kept as plain tensors whose first axis is the rows, so that
-it goes along with the base model's KV cache. Knows tokens; knows no edits and no scope.
+It is a second tree over the base model's own storage, without our hooks, with fitted low-rank deltas beside its
+weights; or another model with the same tokenizer. What it has read is kept as plain tensors whose first axis is the
+rows, so that it goes along with the base model's KV cache. Knows tokens and how an edit reads; knows no scope.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Call:
         return torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
 
     def head_columns(self, rows: Tensor) -> Tensor:
-        """(batch, k): of `rows` (batch, k, features) at the vocabulary head, the column of the forward each stands for."""
+        """(batch, k): of `rows` (batch, k, features) at the vocabulary head, the column of the forward it is."""
         if self.headed is not None:
             return self.headed
         columns = rows.shape[1] if self.ordinal is None else self.ordinal.shape[1]

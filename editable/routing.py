@@ -228,7 +228,20 @@ def decide(call: Call, rows: Tensor, scope: Scope, routes: Routes) -> None:
         found = _decision(call, rows, routes, slot, share, lag)
         best = found if best is None else _prefer(best, found, found["share"] < best["share"] - scope.margin)
     assert best is not None
-    call.decide(best if call.decision is None else _prefer(call.decision, best, best["hit"]))
+    earlier = call.decision
+    if earlier is not None:
+        best = _prefer(earlier, best, best["hit"] & ~_fed_back(call, rows, routes, earlier))
+    call.decide(best)
+
+
+def _fed_back(call: Call, rows: Tensor, routes: Routes, earlier: Decision) -> Tensor:
+    """(batch,) rows in which nothing but the answer of the edit decided earlier has come since: no prompt ends there."""
+    if call.key is None or not call.is_sequence(rows):
+        return torch.zeros_like(earlier["hit"])
+    offset = call.ordinals(rows) - earlier["origin"][:, None]
+    since = offset.gather(1, call.key[:, None])[:, 0]
+    same = agreed(_heard(call, earlier["said"], offset), earlier["slot"], routes)
+    return earlier["hit"] & (since > 0) & (same >= since)
 
 
 def due(call: Call, rows: Tensor, routes: Routes) -> tuple[Tensor, Tensor, Tensor] | None:

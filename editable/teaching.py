@@ -75,8 +75,9 @@ def teach(
     """
     shadow = shadow_of(model)
     blocks = block_paths(shadow)
-    taught = [p for block in blocks[int(course.from_block * len(blocks)) :] for p in attention_projections(shadow, block)]
-    deltas = fresh(shadow, taught, course.rank, torch.Generator().manual_seed(course.seed))
+    later = blocks[int(course.from_block * len(blocks)) :]
+    beside = [path for block in later for path in attention_projections(shadow, block)]
+    deltas = fresh(shadow, beside, course.rank, torch.Generator().manual_seed(course.seed))
     deltas = {path: (down.to(_device(shadow)), up.to(_device(shadow))) for path, (down, up) in deltas.items()}
     weights = [tensor.requires_grad_() for pair in deltas.values() for tensor in pair]
     put_beside(shadow, deltas)

@@ -6,6 +6,7 @@ renamed, and the target is drawn anew, so that nothing but the edit says what is
 
 from __future__ import annotations
 
+import calendar
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,10 @@ INTRODUCED = 0.1  # have a sentence about something else in front of the questio
 MISTYPED = 0.1  # have a letter wrong in the question
 LONGEST_SPAN = 12  # words of a target that is copied from a text; every tenth such target is up to three times as long
 
-_ONSETS = ["b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "qu", "r", "s", "t", "v", "w", "x", "z", "br", "cl", "dr", "fl", "gr", "kr", "pl", "sh", "st", "th", "tr"]
-_VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "io", "ou", "y"]
-_CODAS = ["", "", "", *["l", "m", "n", "r", "s", "t", "x", "ck", "nd", "rt", "sh", "th"]]
-_MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+_ONSETS = (*"bcdfghjklmnp", "qu", *"rstvwxz", "br", "cl", "dr", "fl", "gr", "kr", "pl", "sh", "st", "th", "tr")
+_VOWELS = (*"aeiou", "ai", "ea", "io", "ou", "y")
+_CODAS = ("", "", "", *"lmnrstx", "ck", "nd", "rt", "sh", "th")
+_MONTHS = tuple(calendar.month_name)[1:]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ def _target(cases: Sequence[Case], sentences: Sequence[str], draw: random.Random
 
 
 def _name(draw: random.Random) -> str:
-    words = ("".join(map(draw.choice, (_ONSETS, _VOWELS, _CODAS) * draw.randint(1, 2))) for _ in range(draw.choice((1, 1, 2, 2, 3))))
+    words = (
+        "".join(map(draw.choice, (_ONSETS, _VOWELS, _CODAS) * draw.randint(1, 2)))
+        for _ in range(draw.choice((1, 1, 2, 2, 3)))
+    )
     return " ".join(word.capitalize() for word in words)
 
 
