@@ -39,7 +39,7 @@ from editable.routing import Routes, Scope
 from editable.scopes.ball import BallScope
 from editable.scopes.sentence import SentenceScope
 from editable.site import Site, block_paths, classifier_head, vocabulary_head, writes_text
-from editable.teaching import Course
+from editable.teaching import Course, Taught
 
 ALONE = 0.5  # likelier than everything else together: an answer token that the counterfactual gives by itself
 
@@ -121,7 +121,7 @@ class SERAC:
         cases: Sequence[Case] = (),
         course: Course | None = None,
         progress: Callable[[int, float], None] | None = None,
-    ) -> SERAC:
+    ) -> Taught:
         """Teach a base model to obey an edit in its context: the paper's objective for the counterfactual model.
 
         That is the negative log-likelihood of the edit's target given the edit (section 4.2). The scope's part of the
@@ -136,10 +136,9 @@ class SERAC:
             progress: told each step and its loss in nats a token.
 
         Returns:
-            This editor, reading with those weights.
+            What came of it. Read edits with these weights by `SERAC(weights=path)`.
         """
-        teaching.fit(model, tokenizer, path, [*datasets.facts(), *cases], course or Course(), progress)
-        return replace(self, weights=str(path))
+        return teaching.fit(model, tokenizer, path, [*datasets.facts(), *cases], course or Course(), progress)
 
     def sites(self, model: nn.Module) -> Mapping[str, Site]:
         """Where the scope decides, where the counterfactual stands in for the base, and the logits."""

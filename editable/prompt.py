@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -98,11 +98,13 @@ def _read(
     if call.prompt and call.key is None:
         return earlier  # decoding
     tokens = call.tokens
+    if not seq2seq and call.past and generation is not None and _is_tokens(generation.tokens):
+        earlier = _given(generation, call.past, len(call.ordinal)) or earlier
     if seq2seq:
         tokens, real = arguments.get("input_ids"), arguments.get("attention_mask")
         if tokens is None and generation is not None:
             tokens, real = generation.tokens, generation.mask
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+    if not _is_tokens(tokens):
         return earlier
     if isinstance(real, Tensor) and real.ndim == 2:
         tokens = torch.where(real[:, -tokens.shape[1] :].to(tokens.device).bool(), tokens, -1)
@@ -110,6 +112,21 @@ def _read(
         len(call.ordinal) // len(tokens) if call.ordinal is not None else 1
     )  # beams of a prompt that was encoded once
     return (*earlier, tokens if copies == 1 else tokens.repeat_interleave(copies, dim=0))
+
+
+def _is_tokens(given: object) -> TypeGuard[Tensor]:
+    return isinstance(given, Tensor) and given.ndim == 2 and not given.is_floating_point()
+
+
+def _given(generation: Generation, past: int, batch: int) -> tuple[Tensor, ...]:
+    """The first `past` tokens that `generate` was given: of a conversation what was said in it, not only prompts."""
+    tokens, mask = generation.tokens, generation.mask
+    assert tokens is not None
+    if tokens.shape[1] < past or batch % len(tokens):
+        return ()
+    if _is_tokens(mask) and mask.shape == tokens.shape:
+        tokens = torch.where(mask.to(tokens.device).bool(), tokens, -1)
+    return (tokens[:, :past].repeat_interleave(batch // len(tokens), dim=0),)
 
 
 def _prompt_end(call: Call, end: int, generation: Generation | None, carried: Carried | None) -> int:

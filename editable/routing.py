@@ -235,7 +235,7 @@ def decide(call: Call, rows: Tensor, scope: Scope, routes: Routes) -> None:
 
 
 def _fed_back(call: Call, rows: Tensor, routes: Routes, earlier: Decision) -> Tensor:
-    """(batch,) rows in which nothing but the answer of the edit decided earlier has come since: no prompt ends there."""
+    """(batch,) rows in which nothing but the answer of the edit decided earlier has come since: no new prompt."""
     if call.key is None or not call.is_sequence(rows):
         return torch.zeros_like(earlier["hit"])
     offset = call.ordinals(rows) - earlier["origin"][:, None]

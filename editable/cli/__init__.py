@@ -17,7 +17,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from editable.cli import bench, scope, terminal
+from editable.cli import bench, scope, serac, terminal
 from editable.errors import EditableError, InputError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(scope.scope, name="scope")
+app.add_typer(serac.serac, name="serac")
 
 
 @app.callback()
