@@ -24,7 +24,7 @@ from editable.editor import Call, Considered, Editor, Explains
 from editable.errors import StateError
 from editable.latency import Latency
 from editable.prompt import Generation, prompt_width, read_call
-from editable.reading import Reading
+from editable.reading import Reading, tokens_of
 from editable.resident import Residents
 from editable.site import Site, is_seq2seq
 from editable.snapshot import Snapshot
@@ -132,6 +132,9 @@ class Hooks:
         generation = self.generation.get()
         carried = carried_by(arguments.get("past_key_values"))
         snapshot = carried.snapshot if carried else generation.snapshot if generation else self.published()
+        embedded = arguments.get("inputs_embeds")
+        if snapshot.states and self.reading is not None and embedded is not None and not self._seq2seq:
+            arguments["input_ids"] = tokens_of(embedded, self.model.get_input_embeddings())  # type: ignore[operator]
         call = read_call(arguments, snapshot, self._seq2seq, generation, carried, self.reading)
         call.residents = self.residents
         if self.latency is not None:

@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _MARKS = ("Xq1z", "Yq2z", "Zq3z")  # stand for what user, assistant and user again say in a rendered template
 
@@ -113,3 +113,15 @@ def prompts_of(reading: Reading, read: Sequence[Tensor], key: Tensor | None, who
     parts = [part.to(key.device) for part in read if len(part) == len(key)]
     after = torch.zeros_like(key) if whole else parts[-1].shape[1] - 1 - key
     return Prompts(reading, torch.cat(parts, dim=1), after)
+
+
+@torch.no_grad()
+def tokens_of(embedded: Tensor, table: nn.Module) -> Tensor:
+    """The token ids (batch, positions) that a model's input embeddings (batch, positions, features) were looked up for.
+
+    Negative where they are no token's, as those of a soft prompt.
+    """
+    weight = table.weight.float()  # some tables scale what they give, so the direction finds it and the value confirms
+    alike = embedded.float() @ weight.T / weight.norm(dim=1).clamp_min(1e-12)
+    found = alike.argmax(dim=-1)
+    return torch.where((table(found) == embedded).all(dim=-1), found, -1)

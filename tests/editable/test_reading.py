@@ -7,9 +7,9 @@ import torch
 import transformers as hf
 
 from editable.prompt import Generation, read_call
-from editable.reading import Prompts, Reading
+from editable.reading import Prompts, Reading, tokens_of
 from editable.snapshot import Snapshot
-from tests.families import tokenizer
+from tests.families import FAMILIES, tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>\n{% endfor %}"
@@ -85,3 +85,15 @@ class _Cache:
 
     def get_seq_length(self) -> int:
         return self.length
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3-sliding"])
+def test_embeddings_are_read_as_the_tokens_they_are_of(name: str) -> None:
+    """Gemma scales what its table gives; a soft prompt's vectors are no token's."""
+    table = next(family for family in FAMILIES if family.name == name).load().model.get_input_embeddings()
+    ids = torch.tensor([[5, 300, 5, 42], [7, 8, 9, 0]])
+    embedded = table(ids).detach()
+    assert torch.equal(tokens_of(embedded, table)[:, :3], ids[:, :3])
+    soft = embedded.clone()
+    soft[0, 1] += 0.01
+    assert tokens_of(soft, table)[0].tolist() == [5, -1, 5, 42]
