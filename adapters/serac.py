@@ -228,7 +228,8 @@ class SERAC:
         if call.key is None:
             some = _rows_of(decision["hit"])
             index = torch.as_tensor(some, device=call.tokens.device)
-            features, now = model.go_on(call.tokens[index].clamp_min(0), call.past, {n: read[n][index] for n in read if n != "open"})
+            before = {name: tensor[index] for name, tensor in read.items() if name != "open"}
+            features, now = model.go_on(call.tokens[index].clamp_min(0), call.past, before)
         else:
             assert call.prompts is not None
             some = _rows_of(decision["hit"].to("cpu"))  # reading the text has waited for the device already
