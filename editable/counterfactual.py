@@ -8,7 +8,7 @@ rows, so that it goes along with the base model's KV cache. Knows tokens and how
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -122,15 +122,15 @@ class Counterfactual:
             decoder = self.model.get_decoder()  # type: ignore[operator]
             given = {"encoder_hidden_states": read["states"], "encoder_attention_mask": read["mask"]}
             return self._features(decoder, input_ids=read["heard"], use_cache=False, **given)[0], read
-        given = {"encoder_outputs": (read["states"],), "attention_mask": read["mask"]}
-        return self._features(self.model, decoder_input_ids=read["heard"], use_cache=False, **given)[0], read
+        encoded = {"encoder_outputs": (read["states"],), "attention_mask": read["mask"]}
+        return self._features(self.model, decoder_input_ids=read["heard"], use_cache=False, **encoded)[0], read
 
     def _read_on(self, ids: Tensor, cache: DynamicCache, read: Read, last: int) -> tuple[Tensor, Read]:
         past = int(cache.get_seq_length())
         first, width = read["mask"], past + ids.shape[1]
         mask = torch.cat([first[:, :width], first.new_ones(len(first), max(width - first.shape[1], 0))], dim=1)
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
-        module = self.model.base_model if self.is_base else self.model
+        module: Any = self.model.base_model if self.is_base else self.model
         known = inspect.signature(module.forward).parameters
         if not self.is_base and "logits_to_keep" in known:
             arguments["logits_to_keep"] = last
@@ -169,7 +169,7 @@ def in_context(request: Request, asked: Arguments, reader: Reader) -> Request:
     return replace(request, prompts=({"input_ids": torch.cat([ids, asked["input_ids"]], dim=1)},))
 
 
-def texts(contexts: Sequence[Sequence[int]], tokens: Tensor, rows: Sequence[int]) -> list[list[int]]:
+def texts(contexts: Sequence[Sequence[int]], tokens: Tensor, rows: Iterable[int]) -> list[list[int]]:
     """A context in front of each of these rows of tokens (batch, columns), whose padding is negative."""
     asked = tokens.cpu().numpy()
     return [[*before, *(int(t) for t in asked[row] if t >= 0)] for before, row in zip(contexts, rows, strict=True)]

@@ -44,7 +44,7 @@ def put_beside(model: nn.Module, deltas: Deltas) -> list[RemovableHandle]:
 
 
 def _hooked(model: nn.Module, path: str, down: Tensor, up: Tensor) -> RemovableHandle:
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     shape = linear_shape(modules[path]) if path in modules else None
     if shape != (down.shape[1], up.shape[0]):
         raise InputError(

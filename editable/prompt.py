@@ -99,7 +99,10 @@ def _read(
         return earlier  # decoding
     tokens = call.tokens
     if not seq2seq and call.past and generation is not None and _is_tokens(generation.tokens):
-        earlier = _given(generation, call.past, len(call.ordinal)) or earlier
+        earlier = (
+            _given(generation, call.past, len(generation.tokens) if call.tokens is None else len(call.tokens))
+            or earlier
+        )
     if seq2seq:
         tokens, real = arguments.get("input_ids"), arguments.get("attention_mask")
         if tokens is None and generation is not None:
@@ -118,15 +121,14 @@ def _is_tokens(given: object) -> TypeGuard[Tensor]:
     return isinstance(given, Tensor) and given.ndim == 2 and not given.is_floating_point()
 
 
-def _given(generation: Generation, past: int, batch: int) -> tuple[Tensor, ...]:
-    """The first `past` tokens that `generate` was given: of a conversation what was said in it, not only prompts."""
-    tokens, mask = generation.tokens, generation.mask
-    assert tokens is not None
-    if tokens.shape[1] < past or batch % len(tokens):
+def _given(tokens: Tensor, mask: Tensor | None, call: Call) -> tuple[Tensor, ...]:
+    """What `generate` was given and the cache holds: of a conversation everything that was said, not only prompts."""
+    batch = 0 if call.ordinal is None else len(call.ordinal)
+    if tokens.shape[1] < call.past or batch % len(tokens):
         return ()
     if _is_tokens(mask) and mask.shape == tokens.shape:
         tokens = torch.where(mask.to(tokens.device).bool(), tokens, -1)
-    return (tokens[:, :past].repeat_interleave(batch // len(tokens), dim=0),)
+    return (tokens[:, : call.past].repeat_interleave(batch // len(tokens), dim=0),)
 
 
 def _prompt_end(call: Call, end: int, generation: Generation | None, carried: Carried | None) -> int:

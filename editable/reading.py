@@ -116,7 +116,7 @@ def prompts_of(reading: Reading, read: Sequence[Tensor], key: Tensor | None, who
 
 
 @torch.no_grad()
-def tokens_of(embedded: Tensor, table: nn.Module) -> Tensor:
+def tokens_of(embedded: Tensor, table: nn.Embedding) -> Tensor:
     """The token ids (batch, positions) that a model's input embeddings (batch, positions, features) were looked up for.
 
     Negative where they are no token's, as those of a soft prompt.

@@ -244,7 +244,7 @@ def _activation_name(module: nn.Module) -> str | None:
 def vocabulary_head(model: nn.Module) -> str:
     """Path of the layer that makes a text model's logits."""
     head = model.get_output_embeddings()  # type: ignore[operator]
-    return next(name for name, module in model.named_modules() if module is head)
+    return next(str(name) for name, module in model.named_modules() if module is head)
 
 
 def attention_projections(model: nn.Module, block: str) -> list[str]:

@@ -160,10 +160,10 @@ def fit(
     mixed = random.Random(course.seed).sample(list(cases), len(cases))
     apart = max(len(mixed) // 8, 1)
     sentences = [*datasets.unrelated(), *reference_prompts()]
-    taught = list(islice(lessons(mixed[apart:] or mixed, sentences, course.seed), course.steps * course.batch))
+    given = list(islice(lessons(mixed[apart:] or mixed, sentences, course.seed), course.steps * course.batch))
     asked = list(islice(lessons(mixed[:apart], sentences, course.seed + 1), HELD_OUT))
-    deltas = teach(model, tokenizer, taught, course, progress)
+    deltas = teach(model, tokenizer, given, course, progress)
     lowrank.write(path, deltas, {"base": base_digest(model), "course": json.dumps(asdict(course))})
     deltas, _ = lowrank.read(path)  # what is measured is what was written
-    shares = (obeyed(model, tokenizer, asked, some) for some in (deltas, {}))
-    return Taught(Path(path), *shares, len(asked))
+    taught, untaught = (obeyed(model, tokenizer, asked, some) for some in (deltas, {}))
+    return Taught(Path(path), taught, untaught, len(asked))

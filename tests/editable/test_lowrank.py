@@ -15,34 +15,34 @@ DOWN = torch.tensor([[1.0, 0.0, 2.0]])  # (rank 1, 3 in)
 UP = torch.tensor([[3.0], [-1.0]])  # (2 out, rank 1)
 
 
-def layer() -> nn.Sequential:
+def layer() -> tuple[nn.Sequential, nn.Linear]:
     linear = nn.Linear(3, 2)
     with torch.no_grad():
         linear.weight.copy_(torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]))
         linear.bias.copy_(torch.tensor([10.0, 20.0]))
-    return nn.Sequential(linear)
+    return nn.Sequential(linear), linear
 
 
 def test_the_delta_is_added_to_the_output() -> None:
     """x = (1, 2, 3): W x + b = (16, 22); down x = 7; up 7 = (21, -7)."""
-    model = layer()
-    before = model[0].weight.clone()
+    model, linear = layer()
+    before = linear.weight.clone()
     handles = lowrank.put_beside(model, {"0": (DOWN, UP)})
     assert model(torch.tensor([1.0, 2.0, 3.0])).tolist() == [37.0, 15.0]
-    assert torch.equal(model[0].weight, before)
+    assert torch.equal(linear.weight, before)
     handles[0].remove()
     assert model(torch.tensor([1.0, 2.0, 3.0])).tolist() == [16.0, 22.0]
 
 
 def test_it_is_computed_in_the_layers_dtype() -> None:
-    model = layer().to(torch.bfloat16)
+    model = layer()[0].to(torch.bfloat16)
     lowrank.put_beside(model, {"0": (DOWN, UP)})
     out = model(torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16))
     assert out.dtype == torch.bfloat16 and out.tolist() == [37.0, 15.0]
 
 
 def test_fresh_ones_change_nothing() -> None:
-    model = layer()
+    model, _ = layer()
     made = lowrank.fresh(model, ["0"], 4, torch.Generator().manual_seed(0))
     assert [tuple(tensor.shape) for tensor in made["0"]] == [(4, 3), (2, 4)]
     lowrank.put_beside(model, made)
@@ -54,9 +54,9 @@ def test_fresh_ones_change_nothing() -> None:
 )
 def test_a_layer_that_does_not_fit_is_named(path: str, seen: str) -> None:
     wide = (torch.zeros(1, 5), torch.zeros(2, 1))
-    assert not lowrank.fits(layer(), {path: wide})
+    assert not lowrank.fits(layer()[0], {path: wide})
     with pytest.raises(InputError, match=rf"{seen} at '{path}', expected a linear layer of shape \(5, 2\)"):
-        lowrank.put_beside(layer(), {path: wide})
+        lowrank.put_beside(layer()[0], {path: wide})
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
