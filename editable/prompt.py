@@ -99,10 +99,7 @@ def _read(
         return earlier  # decoding
     tokens = call.tokens
     if not seq2seq and call.past and generation is not None and _is_tokens(generation.tokens):
-        earlier = (
-            _given(generation, call.past, len(generation.tokens) if call.tokens is None else len(call.tokens))
-            or earlier
-        )
+        earlier = _given(generation.tokens, generation.mask, call) or earlier
     if seq2seq:
         tokens, real = arguments.get("input_ids"), arguments.get("attention_mask")
         if tokens is None and generation is not None:
@@ -111,9 +108,8 @@ def _read(
         return earlier
     if isinstance(real, Tensor) and real.ndim == 2:
         tokens = torch.where(real[:, -tokens.shape[1] :].to(tokens.device).bool(), tokens, -1)
-    copies = (
-        len(call.ordinal) // len(tokens) if call.ordinal is not None else 1
-    )  # beams of a prompt that was encoded once
+    # Beams of a prompt that was encoded once.
+    copies = len(call.ordinal) // len(tokens) if call.ordinal is not None else 1
     return (*earlier, tokens if copies == 1 else tokens.repeat_interleave(copies, dim=0))
 
 

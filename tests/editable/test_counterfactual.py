@@ -21,9 +21,8 @@ NEXT = torch.tensor([[20, 21, 22], [30, 31, 32]])
 
 def whole(loaded: Loaded, ids: list[int]) -> torch.Tensor:
     """(positions, features) after the last block, of one text read at once by a model without anything."""
-    hidden: torch.Tensor = loaded.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states[
-        -1
-    ]
+    output = loaded.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+    hidden: torch.Tensor = output.hidden_states[-1]
     return hidden[0]
 
 
