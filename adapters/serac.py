@@ -192,8 +192,10 @@ class SERAC:
         features = None if self.counterfactual is None else self._features(call, state)
         if features is not None:
             there = _answered(call, state).gather(1, columns)
-            logits = features.gather(1, columns[..., None].expand_as(rows)).to(rows.dtype)
-            rows = torch.where(there[..., None], logits, rows)
+            logits = features.gather(1, columns[..., None].expand(-1, -1, features.shape[-1]))
+            # Heads of one tokenizer may be padded to different sizes, with rows that stand for no token.
+            logits = nn.functional.pad(logits, (0, rows.shape[-1] - logits.shape[-1]), value=-math.inf)
+            rows = torch.where(there[..., None], logits.to(rows.dtype), rows)
         if not state.any_lifted:
             return rows
         return self._lift(call, rows, _offsets(call).gather(1, columns), _followed(call, state), state)
@@ -274,8 +276,11 @@ class SERAC:
     def _check_tokenizer(self, probe: Probe) -> None:
         if self.counterfactual is None or not probe.reader.text:
             return
-        _, tokenizer = models.load(self.counterfactual)
-        if tokenizer_digest(tokenizer) != tokenizer_digest(probe.reader.tokenizer):
+        name = self.counterfactual
+        known = probe.residents.get(
+            f"serac {name} tokenizer", lambda _: tokenizer_digest(models.load(name)[1]), lambda _: True
+        )
+        if known != tokenizer_digest(probe.reader.tokenizer):
             raise InputError(
                 f"SERAC.counterfactual {self.counterfactual!r} has a tokenizer of its own, expected that of the base "
                 f"{type(probe.model).__name__}, since its logits stand in for the base's; choose another model."
