@@ -23,7 +23,7 @@ from editable.digest import base_digest
 from editable.errors import InputError
 from editable.inputs import Arguments, Reader, Request
 from editable.learn import shadow_of, shares_storage
-from editable.lowrank import Deltas, fits, put_beside, read
+from editable.lowrank import Deltas, made_for, put_beside, read
 from editable.site import Site, block_paths, is_seq2seq
 
 Read = Mapping[str, Tensor]
@@ -178,9 +178,10 @@ def texts(contexts: Sequence[Sequence[int]], tokens: Tensor, rows: Iterable[int]
 def shipped(model: nn.Module) -> Deltas:
     """The weights in this package that were fitted beside the very weights of this model; none for most models."""
     for file in sorted(WEIGHTS.glob("*.safetensors")):
-        deltas, notes = read(file)
-        if fits(model, deltas) and notes["base"] == base_digest(model):
-            return deltas
+        if made_for(model, file):
+            deltas, notes = read(file)
+            if notes["base"] == base_digest(model):
+                return deltas
     return {}
 
 

@@ -60,13 +60,19 @@ def _add(down: Tensor, up: Tensor, _module: nn.Module, args: tuple[Tensor, ...],
     return output + low @ up.to(device=rows.device, dtype=rows.dtype).T
 
 
-def fits(model: nn.Module, deltas: Deltas) -> bool:
-    """Whether the model has every layer of these deltas, in its shape."""
+def made_for(model: nn.Module, path: str | Path) -> bool:
+    """Whether the model has every layer that the deltas of this file stand beside; only names and shapes are read."""
+    from safetensors import safe_open
+
     modules = dict(model.named_modules())
-    return all(
-        path in modules and linear_shape(modules[path]) == (down.shape[1], up.shape[0])
-        for path, (down, up) in deltas.items()
-    )
+    with safe_open(path, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for name, shape in shapes.items():
+        layer, _, part = name.rpartition(".")
+        own = linear_shape(modules[layer]) if layer in modules else None
+        if own is None or (shape[1] if part == "down" else shape[0]) != own[part == "up"]:
+            return False
+    return True
 
 
 def write(path: str | Path, deltas: Deltas, notes: Mapping[str, str]) -> None:

@@ -54,7 +54,6 @@ def test_fresh_ones_change_nothing() -> None:
 )
 def test_a_layer_that_does_not_fit_is_named(path: str, seen: str) -> None:
     wide = (torch.zeros(1, 5), torch.zeros(2, 1))
-    assert not lowrank.fits(layer()[0], {path: wide})
     with pytest.raises(InputError, match=rf"{seen} at '{path}', expected a linear layer of shape \(5, 2\)"):
         lowrank.put_beside(layer()[0], {path: wide})
 
@@ -64,7 +63,11 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     deltas, notes = lowrank.read(tmp_path / "file")
     assert list(deltas) == ["a.b"] and torch.equal(deltas["a.b"][0], DOWN) and torch.equal(deltas["a.b"][1], UP)
     assert notes == {"base": "abc"}
-    assert lowrank.fits(nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Linear(3, 2)})}), deltas)
+    shapes = {(3, 2): True, (4, 2): False, (3, 1): False}
+    for (wide, narrow), fits in shapes.items():
+        model = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Linear(wide, narrow)})})
+        assert lowrank.made_for(model, tmp_path / "file") is fits
+    assert not lowrank.made_for(nn.Linear(3, 2), tmp_path / "file")
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_the_loss_falls_and_the_model_stays(name: str) -> None:
     assert len(seen) == SHORT.steps and seen[-1] < 0.9 * seen[0]
     assert base_digest(loaded.model) == before and torch.equal(torch.get_rng_state(), state)
     assert not any(tensor.requires_grad for pair in deltas.values() for tensor in pair)
-    assert lowrank.fits(loaded.model, deltas)
+    assert lowrank.put_beside(loaded.model, deltas)
 
 
 def test_the_first_loss_is_the_nats_of_the_answers_given_the_edits() -> None:
@@ -92,4 +92,4 @@ def test_the_command(tmp_path: Path, monkeypatch: Any) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["path"] == str(tmp_path / "weights") and found["lessons"] == 96
-    assert lowrank.fits(loaded.model, lowrank.read(found["path"])[0])
+    assert lowrank.made_for(loaded.model, found["path"])
