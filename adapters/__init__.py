@@ -3,5 +3,6 @@
 from editable.adapters.calinet import CaliNet
 from editable.adapters.grace import GRACE
 from editable.adapters.serac import SERAC
+from editable.adapters.tpatcher import TPatcher
 
-__all__ = ["GRACE", "SERAC", "CaliNet"]
+__all__ = ["GRACE", "SERAC", "CaliNet", "TPatcher"]

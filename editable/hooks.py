@@ -90,6 +90,9 @@ class Hooks:
             raise
 
     def _put_on(self) -> None:
+        # Graphs are shared by blocks of one class. Unless they are told apart by their hooks, too, the graph of a block
+        # without ours stands in for one with them (encoders, whose blocks have nothing else that differs).
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         self._handles.append(
             self.model.register_forward_pre_hook(
                 _BeforeHook(torch.compiler.disable(self.open)), with_kwargs=True, prepend=True

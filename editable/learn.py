@@ -14,15 +14,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from editable import own_words
+from editable.edit import ModelInput
 from editable.errors import SiteError
 from editable.hooks import Inert
-from editable.inputs import Batch, Reader
+from editable.inputs import Arguments, Batch, Reader
 from editable.prompt import HEADED
 from editable.resident import Residents
 from editable.site import Site, block_paths, classifier_head
@@ -82,6 +85,23 @@ class Capture:
     logits: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Suffix:
+    """What follows a site, position by position.
+
+    Args:
+        rows: (answers,) the batch row of each answer token.
+        columns: (answers,) the position at the site that its logits come from.
+        start: (answers, features) what the site gave there.
+        run: from values (n, features) and which answer tokens they are for (n,) to logits (n, vocabulary).
+    """
+
+    rows: Tensor
+    columns: Tensor
+    start: Tensor
+    run: Callable[[Tensor, Tensor], Tensor]
+
+
 class Probe:
     """What `learn` may do with a model: look at activations, run what comes after a site, optimise.
 
@@ -96,6 +116,7 @@ class Probe:
         self.residents = residents or Residents(shadow)
         self._reference = reference
         self._spreads: dict[Site, float] = {}
+        self._unrelated: dict[Site, Tensor] = {}
         self._said: Batch | None = None
         self._tuples: dict[str, int] = {}  # block to the length of the tuple its forward gives; 0 for a tensor
 
@@ -157,8 +178,7 @@ class Probe:
             zero = torch.zeros((1, 1), dtype=torch.long, device=hidden.device)
             output = self._output_of(Batch(blank, zero, zero - 100, zero[0]), block)
             self._tuples[block] = len(output) if isinstance(output, tuple) else 0
-        extra = self._tuples[block] - 1
-        return hidden if extra < 0 else (hidden, *[None] * extra)
+        return _in_tuple(hidden, self._tuples[block])
 
     def _no_encoding(self, vectors: Tensor) -> tuple[Tensor]:
         return (vectors.new_zeros((len(vectors), 1, self.model.config.hidden_size), dtype=self._dtype),)  # type: ignore[union-attr, arg-type]
@@ -183,6 +203,40 @@ class Probe:
                 return rest(rows)
 
         return run
+
+    def behind(self, batch: Batch, site: Site, seen: Capture) -> Suffix:
+        """What follows a site at the positions that answers are read from, after a capture of the batch at the site.
+
+        Raises:
+            SiteError: what follows the site mixes positions: attention, or pooling over several.
+        """
+        rows, place = (batch.answers != -100).nonzero(as_tuple=True)
+        if batch.columns is not None:
+            columns, run = batch.columns[rows, place], self.tail(site)
+            suffix = Suffix(rows, columns, seen.rows[site][rows, columns], lambda values, _which: run(values))
+        else:
+            columns = _reach(self.model, site, lambda: self.logits(batch)).long().argmax(dim=1)
+            run_rows = partial(self._classified, batch, site)
+            suffix = Suffix(rows, columns, seen.rows[site][rows, columns], run_rows)
+        _check_suffix(suffix, seen.logits[rows, place], site)
+        return suffix
+
+    def _classified(self, batch: Batch, site: Site, values: Tensor, which: Tensor) -> Tensor:
+        """(n, labels) from values (n, features) at the one position that these rows' (n,) labels are read from."""
+        if site == Site(classifier_head(self.model)):
+            return values
+        part, blocks = batch.select(which), block_paths(self.model)
+        if site != Site(blocks[-1]):
+            raise SiteError(f"Site {site.path!r} has attention after it, expected {blocks[-1]!r} or the head.")
+        arguments: dict[str, Any] = dict(part.arguments)
+        if "input_ids" in arguments:  # their embeddings do not count, and neither does what masks them
+            arguments = {"input_ids": torch.zeros_like(arguments["input_ids"][:, :1])}
+        given = values[:, None].to(self._dtype)
+        if blocks[-1] not in self._tuples:
+            output = self._output_of(batch.select(which[:1]), blocks[-1])
+            self._tuples[blocks[-1]] = len(output) if isinstance(output, tuple) else 0
+        with _skipping(self.model, dict.fromkeys(blocks, _in_tuple(given, self._tuples[blocks[-1]]))):
+            return _logits_of(self.model(**arguments))
 
     def resume(self, batch: Batch, site: Site) -> Callable[[Tensor], Tensor]:
         """What gives the logits (n, longest answer, vocabulary) of rows (n,) of the batch, again and again.
@@ -222,24 +276,27 @@ class Probe:
         steps: int,
         rate: float = 1.0,
         chunk: int = CHUNK,
+        careful: bool = False,
     ) -> Tensor:
         """Move every row of `start` (n, features) until its own loss is 0, and stop there row by row.
 
         `loss` takes the rows that are still open (m, features) and their indices (m,), and gives (m,) losses; a row is
         done where its loss is at most DONE. The step is Polyak's, the loss over the squared gradient norm, which needs
-        no learning rate, since the least loss is known to be 0.
+        no learning rate, since the least loss is known to be 0. With `careful` a row that a step took further away
+        goes back and halves its steps: for losses that flatten out (behind a tanh), where a long step is lost for good.
         """
         values = start.detach().float().clone()
         for begin in range(0, len(values), chunk):
             rows = torch.arange(begin, min(begin + chunk, len(values)), device=values.device)
-            self._descend_rows(loss, values, rows, steps, rate)
+            self._descend_rows(loss, values, rows, steps, rate, careful)
         return values
 
     @staticmethod
     def _descend_rows(
-        loss: Callable[[Tensor, Tensor], Tensor], values: Tensor, rows: Tensor, steps: int, rate: float
+        loss: Callable[[Tensor, Tensor], Tensor], values: Tensor, rows: Tensor, steps: int, rate: float, careful: bool
     ) -> None:
         best, least = values.clone(), values.new_full((len(values),), math.inf)
+        steepest, rates = torch.zeros_like(values), values.new_full((len(values),), rate)
         for step in range(steps + 1):
             moving = values[rows].requires_grad_()
             with torch.enable_grad():
@@ -248,13 +305,77 @@ class Probe:
             closer = left < least[rows]
             best[rows[closer]], least[rows[closer]] = moving[closer].detach(), left[closer].detach()
             still = left > DONE
-            rows = rows[still]
-            if len(rows) == 0 or step == steps:
+            if not bool(still.any()) or step == steps:
+                rows = rows[still]
                 break
             (gradient,) = torch.autograd.grad(total, moving)
-            stride = rate * left / gradient.square().sum(dim=1).clamp_min(1e-12)
-            values[rows] = (moving - stride[:, None] * gradient)[still].detach()
+            origin = moving.detach()
+            if careful:
+                steepest[rows[closer]] = gradient[closer]
+                rates[rows[~closer]] *= 0.5
+                origin, gradient, left = best[rows], steepest[rows], least[rows]
+            stride = rates[rows] * left.detach() / gradient.square().sum(dim=1).clamp_min(1e-12)
+            values[rows[still]] = (origin - stride[:, None] * gradient)[still]
+            rows = rows[still]
         values[rows] = best[rows]  # what was asked is out of reach for these: the nearest they came to it
+
+    @staticmethod
+    def minimise(
+        loss: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, steps: int, rate: float
+    ) -> tuple[Tensor, Tensor]:
+        """Adam on every row of `start` (n, features) by itself, each until it is satisfied, for losses without a zero.
+
+        `loss` takes (n, features) and gives each row's loss (n,) and whether the row may stay as it is (n,).
+
+        Returns:
+            The rows (n, features) as they first satisfied, or were last; and which ever did (n,).
+        """
+        values = start.detach().float().clone().requires_grad_()
+        found, satisfied = values.detach().clone(), torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        optimiser = torch.optim.Adam([values], lr=rate)
+        for _ in range(steps + 1):
+            with torch.enable_grad():
+                left, enough = loss(values)
+            found = torch.where(satisfied[:, None], found, values.detach())
+            satisfied = satisfied | enough
+            if bool(satisfied.all()):
+                break
+            (values.grad,) = torch.autograd.grad(left.sum(), values)
+            optimiser.step()
+        return found, satisfied
+
+    def unrelated(self, site: Site, batch: Batch) -> Tensor:
+        """(n, features) activations at the site of inputs that no edit is about, at all their positions.
+
+        Text that the frozen model says by itself, sampled once; for models that read text and write none, the
+        reference prompts; for images, those of the batch with their tiles shuffled: the same colours and textures
+        showing something else.
+        """
+        if not self.reader.text and (self.reader.tokenizer is None or not self._reference):
+            shuffled = own_words.shuffled_tiles(batch.arguments)
+            return self.rows([shuffled], site) if shuffled else torch.empty(0, device=self.reader.device)
+        if site not in self._unrelated:
+            self._unrelated[site] = self._spoken(site) if self.reader.text else self.rows_of(self._reference, site)
+        return self._unrelated[site]
+
+    def _spoken(self, site: Site) -> Tensor:
+        said: list[Tensor] = []
+        with _collecting(self.model, site, said):
+            own_words.speak(self.model, self.reader.decoder_start if self.reader.seq2seq else None)
+        return torch.cat([rows.flatten(0, 1) for rows in said]).float()
+
+    def rows_of(self, inputs: Sequence[ModelInput], site: Site) -> Tensor:
+        """(n, features) activations at the site at all positions of these inputs."""
+        return self.rows([self.reader.arguments(one) for one in inputs], site)
+
+    def rows(self, arguments: Sequence[Arguments], site: Site) -> Tensor:
+        """(n, features) activations at the site at all positions, from one forward each."""
+        found: list[Tensor] = []
+        with _collecting(self.model, site, found), torch.no_grad():
+            for one in arguments:
+                start = {"decoder_input_ids": torch.tensor([[self.reader.decoder_start]], device=self.reader.device)}
+                self.model(**one, **(start if self.reader.seq2seq and self.reader.text else {}))
+        return torch.cat([rows.flatten(0, 1) for rows in found]).float()
 
     @staticmethod
     def descend_jointly(
@@ -393,6 +514,11 @@ def _logits_of(output: Any) -> Tensor:
     return logits  # type: ignore[no-any-return]
 
 
+def _in_tuple(hidden: Tensor, length: int) -> Any:
+    """`hidden` alone where `length` is 0, else at the head of a tuple of that length."""
+    return (hidden, *[None] * (length - 1)) if length else hidden
+
+
 def _earlier_blocks(model: nn.Module, site: Site) -> list[str] | None:
     """Blocks that run before the one that holds the site; None where no block does."""
     try:
@@ -414,13 +540,27 @@ def _pick(output: Any, rows: Tensor, batch: int) -> Any:
 @contextmanager
 def _watching(model: nn.Module, site: Site, seen: dict[Site, Any]) -> Iterator[None]:
     """Keep the site's activation of every forward, as it is."""
+    with _told(model, site, lambda activation: seen.update({site: activation})):
+        yield
+
+
+@contextmanager
+def _collecting(model: nn.Module, site: Site, found: list[Tensor]) -> Iterator[None]:
+    """Append the site's rows of every forward."""
+    with _told(model, site, lambda activation: found.append(site.read(activation).detach())):
+        yield
+
+
+@contextmanager
+def _told(model: nn.Module, site: Site, tell: Callable[[Any], None]) -> Iterator[None]:
+    """Call `tell` with the site's activation in every forward."""
     module = model.get_submodule(site.path)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen[site] = args[0] if args else next(iter(kwargs.values()))
+        tell(args[0] if args else next(iter(kwargs.values())))
 
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen[site] = output
+        tell(output)
 
     if site.side == "input":
         handle = module.register_forward_pre_hook(before, with_kwargs=True)
@@ -428,6 +568,34 @@ def _watching(model: nn.Module, site: Site, seen: dict[Site, Any]) -> Iterator[N
         handle = module.register_forward_hook(after)
     with handle:
         yield
+
+
+def _reach(model: nn.Module, site: Site, forward: Callable[[], Tensor]) -> Tensor:
+    """(batch, positions) whether the logits depend on the site's output there."""
+    module, leaf = model.get_submodule(site.path), torch.zeros(())
+
+    def add(_module: nn.Module, _args: Any, output: Any) -> Any:
+        nonlocal leaf
+        leaf = torch.zeros_like(site.read(output)).requires_grad_()
+        return site.write(output, site.read(output) + leaf)
+
+    with module.register_forward_hook(add), torch.enable_grad():
+        logits = forward().float()
+        (gradient,) = torch.autograd.grad(logits.square().sum(), leaf)
+    return gradient.abs().sum(dim=2) > 0
+
+
+def _check_suffix(suffix: Suffix, logits: Tensor, site: Site) -> None:
+    """What was at the site has to give the logits that came of it; it does not where positions are mixed later."""
+    with torch.no_grad():
+        again = suffix.run(suffix.start, torch.arange(len(suffix.rows), device=suffix.rows.device)).float()
+    far = (again - logits.float()).abs().max()
+    if not far <= 0.1 * logits.float().std():
+        raise SiteError(
+            f"What follows site {site.path!r} does not compute each position by itself (its logits are off by "
+            f"{float(far):.2g}), expected a place behind all attention and pooling; "
+            "name the classifier's head with site='...'."
+        )
 
 
 @contextmanager

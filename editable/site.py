@@ -10,7 +10,7 @@ import copy
 import difflib
 import fnmatch
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -212,6 +212,40 @@ def feed_forward(model: nn.Module, block: str) -> FeedForward:
         )
     gated = len(up) == 2 or shapes[up[0]] == (narrow, 2 * wide)
     return FeedForward(Site(f"{block}.{up[0]}", side="input"), Site(down), _activation(model, block), gated)
+
+
+def units_place(model: nn.Module, path: str | None = None) -> FeedForward:
+    """Where hidden units can be added that act on each position by itself, after all attention.
+
+    They read what the last block's feed-forward reads, and add to the stream that leaves the block. That is the same as
+    adding to the feed-forward's output, unless the block normalises that: then a unit's part is not normalised with it,
+    which would bound what it can do. In classifiers without a feed-forward (convolutional networks) units stand beside
+    the head: they read the pooled features and add to the logits.
+
+    Args:
+        model: any.
+        path: take this block, or this linear layer as a head, instead.
+
+    Raises:
+        SiteError: there is no such place.
+    """
+    if path is not None:
+        linear = linear_shape(model.get_submodule(path)) is not None
+        return _beside(path) if linear else _across(model, path)
+    try:
+        return _across(model, block_paths(model)[-1])
+    except SiteError:
+        if writes_text(model):
+            raise
+        return _beside(classifier_head(model))
+
+
+def _across(model: nn.Module, block: str) -> FeedForward:
+    return replace(feed_forward(model, block), output=Site(block))
+
+
+def _beside(linear: str) -> FeedForward:
+    return FeedForward(Site(linear, side="input"), Site(linear), "relu")
 
 
 def _activation(model: nn.Module, block: str) -> str:

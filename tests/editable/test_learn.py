@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from editable import Edit
+from editable import Edit, own_words
 from editable.errors import SiteError
 from editable.hooks import Inert
 from editable.inputs import Batch, Reader
 from editable.learn import DONE, Probe, at_columns, shadow_of, shares_storage, shortfall
-from editable.site import Site, block_paths, classifier_head, down_projection
+from editable.site import Site, block_paths, classifier_head, down_projection, units_place
 from tests.contract.harness import hooks, only, parameters, surface
-from tests.families import Loaded, logits_of
+from tests.families import FAMILIES, Loaded, logits_of
 
 TEXT = only("causal", "seq2seq")
 CLASSIFIERS = only("text_classifier", "image_classifier")
@@ -442,6 +442,109 @@ def test_rows_at_columns() -> None:
     assert at_columns(rows, torch.tensor([2, 0])).tolist() == [[4.0, 5.0], [6.0, 7.0]]
     assert at_columns(rows, None).tolist() == [[2.0, 3.0], [8.0, 9.0]]
     assert at_columns(rows[:, :1], torch.tensor([2, 0])).tolist() == [[0.0, 1.0], [6.0, 7.0]]
+
+
+# ------------------------------------------------------------------------------------- behind a site, by position
+
+
+@torch.no_grad()
+def test_what_follows_a_place_is_what_the_model_computes(loaded: Loaded) -> None:
+    """At every answer position, also for values that were never there."""
+    probe = probe_of(loaded)
+    batch, site = batch_of(loaded, probe), units_place(probe.model).output
+    seen = probe.capture(batch, [site])
+    suffix = probe.behind(batch, site, seen)
+    wanted = batch.answers != -100
+    which = torch.arange(int(wanted.sum()))
+    assert close(suffix.run(suffix.start, which), full_logits(loaded, batch)[wanted])
+    moved = suffix.start + 0.3 * torch.randn(suffix.start.shape, generator=torch.Generator().manual_seed(0))
+    rows = seen.rows[site].clone()
+    rows[suffix.rows, suffix.columns] = moved
+
+    def put(_module: nn.Module, _args: Any, output: Any) -> Any:
+        return site.write(output, rows)
+
+    with loaded.model.get_submodule(site.path).register_forward_hook(put):
+        expected = full_logits(loaded, batch)[wanted]
+    assert close(suffix.run(moved[1:], which[1:]), expected[1:])
+
+
+class Pooled(nn.Module):
+    """A classifier that reads its answer from the mean of all positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean(dim=1))  # type: ignore[no-any-return]
+
+
+def test_a_place_before_pooling_is_refused() -> None:
+    torch.manual_seed(0)
+    model = Pooled()
+    probe = Probe(shadow_of(model), Reader(model))
+    batch = probe.reader.batch([probe.reader.request("x", Edit(torch.randn(5, 4), 1))])
+    site = units_place(probe.model).output
+    assert site == Site("blocks.1")
+    with pytest.raises(SiteError, match=r"'blocks\.1' does not compute each position by itself .* head with site='"):
+        probe.behind(batch, site, probe.capture(batch, [site]))
+
+
+# ------------------------------------------------------------------------------------------------ steps of Adam
+
+
+def test_the_first_steps_of_adam_by_hand() -> None:
+    """Adam's first step is its rate along the sign of the gradient, whatever its size; so is the next on a line."""
+    found, satisfied = Probe.minimise(
+        lambda values: (5 * values[:, 0] - 1e-3 * values[:, 1], values[:, 0] <= -0.15),
+        torch.tensor([[0.0, 0.0], [0.02, 0.0]]),
+        steps=10,
+        rate=0.1,
+    )
+    assert torch.allclose(found, torch.tensor([[-0.2, 0.2], [-0.18, 0.2]]), atol=1e-4)
+    assert satisfied.tolist() == [True, True]
+
+
+def test_rows_stop_each_by_itself() -> None:
+    """A row that is satisfied stays as it first was, while others go on; those that never are end at the last step."""
+    limits = torch.tensor([0.15, 0.35, 9.0])
+    found, satisfied = Probe.minimise(
+        lambda values: (-values[:, 0], values[:, 0] >= limits), torch.zeros(3, 1), steps=5, rate=0.1
+    )
+    assert torch.allclose(found[:, 0], torch.tensor([0.2, 0.4, 0.5]), atol=1e-4)
+    assert satisfied.tolist() == [True, True, False]
+
+
+def test_a_careful_descent_goes_back_from_a_step_too_long() -> None:
+    """|tanh|-like losses flatten out: the plain step jumps to where there is no slope left, the careful one returns."""
+    probe = probe_of(FAMILIES[0].load())
+    start = torch.tensor([[0.7]])
+
+    def loss(values: Tensor, _rows: Tensor) -> Tensor:
+        return (1 - (-values.square() * 9).exp())[:, 0]  # a narrow pit: far away it is flat
+
+    plain, careful = (probe.descend(loss, start, steps=40, careful=c) for c in (False, True))
+    assert loss(plain, torch.zeros(1)) > 0.5
+    assert loss(careful, torch.zeros(1)) < 0.02
+
+
+# ------------------------------------------------------------------------------------------ what nobody asked about
+
+
+def test_unrelated_activations_are_always_the_same(loaded: Loaded) -> None:
+    probes = [probe_of(loaded, tuple(loaded.unrelated) if loaded.tokenizer else ()) for _ in range(2)]
+    state = torch.get_rng_state()
+    site = units_place(probes[0].model).input
+    found = [probe.unrelated(site, batch_of(loaded, probe)) for probe in probes]
+    assert torch.equal(*found) and torch.equal(torch.get_rng_state(), state)
+    assert found[0].ndim == 2 and len(found[0].unique(dim=0)) > 4
+    if loaded.family.generates:
+        assert len(found[0]) == own_words.SEQUENCES * own_words.TOKENS
+        assert probes[0].unrelated(site, batch_of(loaded, probes[0])) is found[0]  # sampled once
 
 
 # --------------------------------------------------------------------------------------------- a joint descent

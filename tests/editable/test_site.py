@@ -22,6 +22,7 @@ from editable.site import (
     feed_forward,
     find_module,
     is_seq2seq,
+    units_place,
     writes_text,
 )
 from tests.families import FAMILIES
@@ -263,6 +264,21 @@ def test_an_activation_is_known_by_its_values(module: nn.Module, name: str) -> N
 def test_a_feed_forward_without_an_activation_is_refused() -> None:
     with pytest.raises(SiteError, match=r"Block 'blocks\.0' has no activation function among its modules"):
         feed_forward(Net(), "blocks.0")
+
+
+def test_units_add_to_the_stream_that_leaves_the_last_block() -> None:
+    model = {family.name: family for family in FAMILIES}["gemma3-sliding"].load().model
+    read, added = Site("model.layers.3.mlp.gate_proj", side="input"), Site("model.layers.3")
+    assert units_place(model) == FeedForward(read, added, "gelu_tanh", True)
+    assert units_place(model, "model.layers.1").output == Site("model.layers.1")
+
+
+@pytest.mark.parametrize("name", ["resnet", "torchvision-resnet18"])
+def test_without_a_feed_forward_units_stand_beside_the_head(name: str) -> None:
+    model = {family.name: family for family in FAMILIES}[name].load().model
+    head = classifier_head(model)
+    assert units_place(model) == FeedForward(Site(head, side="input"), Site(head), "relu")
+    assert units_place(Net(), "head") == FeedForward(Site("head", side="input"), Site("head"), "relu")
 
 
 KINDS = {

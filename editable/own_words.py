@@ -1,0 +1,60 @@
+"""Inputs that nobody gave: what a frozen model says by itself, and images that show nothing in particular.
+
+What an editor keeps its hands off where its user has no corpus at hand. Always the same for the same model; the global
+random state is neither read nor moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SEQUENCES = 64
+TOKENS = 16  # in each
+SHUFFLES = 4  # of each image
+TILES = 4  # to a side
+
+
+@torch.no_grad()
+def speak(model: nn.Module, decoder_start: int | None = None) -> Tensor:
+    """Tokens (SEQUENCES, TOKENS) sampled from the model, each sequence begun with a token drawn evenly.
+
+    A first token at random, then the model's own choice, as data-free quantisation does it (LLM-QAT, Liu et al., 2023,
+    section 2.1). Where a decoder starts with `decoder_start`, its encoder is given tokens drawn evenly.
+    """
+    random = torch.Generator().manual_seed(0)
+    device = next(model.parameters()).device
+    vocabulary = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+    drawn = torch.randint(vocabulary, (SEQUENCES, TOKENS), generator=random).to(device)
+    name, said, arguments = "input_ids", drawn[:, :1], dict[str, Any](use_cache=True)
+    if decoder_start is not None:
+        name, said = "decoder_input_ids", torch.full_like(drawn[:, :1], decoder_start)
+        arguments["encoder_outputs"] = (model.get_encoder()(input_ids=drawn)[0],)  # type: ignore[operator]
+    for step in range(TOKENS):
+        output = model(**arguments, **{name: said[:, -1:]})
+        arguments["past_key_values"] = output.past_key_values
+        if step < TOKENS - 1:
+            chances = output.logits[:, -1].float().softmax(dim=-1).cpu()
+            said = torch.cat([said, torch.multinomial(chances, 1, generator=random).to(device)], dim=1)
+    return said
+
+
+def shuffled_tiles(arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The images (batch, channels, height, width) among forward kwargs, SHUFFLES of each, their tiles out of order."""
+    images = {name: value for name, value in arguments.items() if value.ndim == 4 and value.is_floating_point()}
+    random = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(TILES * TILES, generator=random) for _ in range(SHUFFLES)]
+    return {name: torch.cat([_tiled(value, order) for order in orders]) for name, value in images.items()}
+
+
+def _tiled(images: Tensor, order: Tensor) -> Tensor:
+    height, width = (size // TILES for size in images.shape[2:])
+    whole = images[:, :, : height * TILES, : width * TILES]
+    tiles = whole.unflatten(3, (TILES, width)).unflatten(2, (TILES, height)).transpose(3, 4).flatten(2, 3)
+    mixed = tiles[:, :, order.to(images.device)].unflatten(2, (TILES, TILES)).transpose(3, 4)
+    shuffled = images.clone()  # a rim that no tile covers stays
+    shuffled[:, :, : height * TILES, : width * TILES] = mixed.flatten(4, 5).flatten(2, 3)
+    return shuffled
