@@ -419,7 +419,7 @@ class Probe:
         return [tensor.detach() for tensor in moving]
 
     def reference(self) -> Batch | None:
-        """The reference prompts and, where the model writes text, what it goes on to say by itself; sampled once.
+        """The reference prompts and, where the model writes text, what it goes on to say by itself; asked once.
 
         None without a tokenizer. What an edit must leave alone, for editors that act wherever an activation leads them.
         """
@@ -436,10 +436,9 @@ class Probe:
         if not self.reader.seq2seq:  # generated text follows its prompt: padding goes to the left
             shift = mask.sum(dim=1, keepdim=True) + torch.arange(ids.shape[1], device=device)
             ids, mask = ids.gather(1, shift % ids.shape[1]), mask.gather(1, shift % ids.shape[1])
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
+        with torch.no_grad():  # greedily: drawing would move the random state that other threads draw from
             said = self.model.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=GOES_ON,
+                input_ids=ids, attention_mask=mask, do_sample=False, num_beams=1, max_new_tokens=GOES_ON,
                 pad_token_id=self.reader.pad,
             )  # fmt: skip
         if self.reader.seq2seq:

@@ -677,7 +677,7 @@ def test_reference_is_the_prompts_and_what_the_model_goes_on_to_say(loaded: Load
     state = torch.get_rng_state()
     reference = probe.reference()
     assert reference is not None
-    assert probe.reference() is reference, "sampled once"
+    assert probe.reference() is reference, "asked once"
     assert torch.equal(torch.get_rng_state(), state)
     seq2seq = loaded.family.kind == "seq2seq"
     ids = reference.arguments["decoder_input_ids" if seq2seq else "input_ids"]
