@@ -2,7 +2,9 @@
 
 from editable.adapters.calinet import CaliNet
 from editable.adapters.grace import GRACE
+from editable.adapters.lora import LoRA
+from editable.adapters.melo import MELO
 from editable.adapters.serac import SERAC
 from editable.adapters.tpatcher import TPatcher
 
-__all__ = ["GRACE", "SERAC", "CaliNet", "TPatcher"]
+__all__ = ["GRACE", "MELO", "SERAC", "CaliNet", "LoRA", "TPatcher"]

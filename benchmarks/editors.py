@@ -147,6 +147,8 @@ def _value(name: str, text: str, kind: Any) -> Any:
         if text not in kinds:
             raise InputError(f"{name} is {text!r}, expected one of {', '.join(kinds)}.")
         return kinds[text]
+    if origin is tuple:
+        return tuple(text.split(","))
     if kind is bool:
         return _value(name, text.lower(), Literal["true", "false"]) == "true"
     try:

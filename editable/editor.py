@@ -6,7 +6,7 @@ value that the runtime versions, logs and hands back. Knows no method by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -29,6 +29,9 @@ Decision = Mapping[str, Tensor]
 cache, so that decode steps act on what prefill decided; beams reorder it, copies copy it. A bool tensor named `hit`
 (rows,) is counted in the latency report."""
 
+BASE = "__base__"
+"""The name of an adapter that asks for none; peft's."""
+
 
 @dataclass(slots=True)
 class Call:
@@ -45,6 +48,8 @@ class Call:
         editor: name of the editor being applied now.
         role: the role, in that editor's `sites`, of the site being applied now.
         held: what the editor's earlier site keeps for its later one in this forward; never outlives it.
+        fed: what went into the module whose output is being edited now.
+        adapters: for each row, or so many equal runs of rows, the name of the adapter asked for; None where none was.
         prompts: what the rows ask, as text; None where this forward has no key token, or no tokenizer is known.
     """
 
@@ -56,6 +61,8 @@ class Call:
     editor: str = ""
     role: str = ""
     held: dict[str, Tensor] = field(default_factory=dict)
+    fed: Any = None
+    adapters: Sequence[str] | None = None
     prompts: Prompts | None = None
     phase: str = "prefill"
     past: int = 0  # tokens in the KV cache before this forward
@@ -64,6 +71,7 @@ class Call:
     read: tuple[Tensor, ...] = ()  # (batch, columns) each: tokens of the prompt so far, padding as -1
     headed: Tensor | None = None  # (batch, k) columns that the vocabulary head is given; None: the last ones, or all
     residents: Residents | None = None  # what editors keep beside the model
+    memo: dict[Any, Any] = field(default_factory=dict)  # what editors work out once a forward, by keys of their own
     timer: Timer | None = None
     token: Any = None  # what resets the context variable when the forward ends
 
@@ -179,4 +187,13 @@ class Explains(Protocol):
 
     def explain(self, call: Call, rows: Tensor, state: Any) -> Sequence[Considered]:
         """The edits nearest to the call's one row, nearest first; rows (1, positions, features) at its first site."""
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """An editor of which every row of a call may name the adapter that serves it."""
+
+    def names(self, state: Any) -> Collection[str]:
+        """The names that rows may give."""
         ...

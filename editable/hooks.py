@@ -20,14 +20,20 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from editable.carry import Carried, carried_by, carry
-from editable.editor import Call, Considered, Editor, Explains
-from editable.errors import StateError
+from editable.editor import BASE, Call, Considered, Editor, Explains, Named
+from editable.errors import InputError, StateError
 from editable.latency import Latency
 from editable.prompt import Generation, prompt_width, read_call
 from editable.reading import Reading, tokens_of
 from editable.resident import Residents
 from editable.site import Site, is_seq2seq
 from editable.snapshot import Snapshot
+
+ADAPTERS = "adapters"
+"""The argument of a call that names, for each row, the adapter that serves it."""
+
+ENCODING = "encode"
+"""The phase of a call that is an encoder's by itself."""
 
 PACKING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 
@@ -76,6 +82,7 @@ class Hooks:
         self._explained: ContextVar[dict[str, Sequence[Considered]] | None] = ContextVar(
             "editable_explained", default=None
         )
+        self.adapters: ContextVar[Sequence[str] | None] = ContextVar("editable_adapters", default=None)
         self._seq2seq = is_seq2seq(model)
         self._parameters = [
             p.name
@@ -102,6 +109,8 @@ class Hooks:
         self._handles.append(
             self.model.register_forward_hook(_AfterHook(torch.compiler.disable(self.close)), always_call=True)
         )
+        if self._seq2seq:
+            self._put_on_encoder(self.model.get_encoder())  # type: ignore[operator]
         for placement in _registration_order(self.placements):
             self._handles.append(self._put_on_site(placement))
         if hasattr(self.model, "generate"):
@@ -110,13 +119,20 @@ class Hooks:
             if hasattr(self.model, packed):
                 setattr(self.model, packed, RefuseInPlace(self.model, packed))
 
+    def _put_on_encoder(self, encoder: nn.Module) -> None:
+        """`generate` calls the encoder by itself, before the forwards of the whole model."""
+        enter = _BeforeHook(torch.compiler.disable(self.open_encoder))
+        leave = _AfterHook(torch.compiler.disable(self.close_encoder))
+        self._handles.append(encoder.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
+        self._handles.append(encoder.register_forward_hook(leave, always_call=True))
+
     def _put_on_site(self, placement: Placement) -> RemovableHandle:
         module = self.model.get_submodule(placement.site.path)
         act = torch.compiler.disable(functools.partial(self.act, placement))
         if placement.site.side == "input":
             return module.register_forward_pre_hook(_InputHook(act), with_kwargs=True)
         # prepend: captured hidden states and the user's own hooks get to see the edited value.
-        return module.register_forward_hook(_OutputHook(act), prepend=True)
+        return module.register_forward_hook(_OutputHook(act), prepend=True, with_kwargs=True)
 
     def remove(self) -> None:
         """Take everything off; the model is what it was."""
@@ -127,9 +143,13 @@ class Hooks:
             if isinstance(vars(self.model).get(name), InPlace):
                 delattr(self.model, name)
 
-    def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pin the version this forward sees and work out its key tokens."""
-        arguments = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+    def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Pin the version this forward sees and work out its key tokens.
+
+        Gives the arguments without the names of adapters, which are not the model's; None where there were none.
+        """
+        own = {name: value for name, value in kwargs.items() if name != ADAPTERS}
+        arguments = {**dict(zip(self._parameters, args, strict=False)), **own}
         if self._seq2seq and arguments.get("decoder_input_ids") is None:
             arguments["decoder_input_ids"] = self._shifted_labels(arguments)
         generation = self.generation.get()
@@ -140,23 +160,80 @@ class Hooks:
             arguments["input_ids"] = tokens_of(embedded, self.model.get_input_embeddings())  # type: ignore[operator]
         call = read_call(arguments, snapshot, self._seq2seq, generation, carried, self.reading)
         call.residents = self.residents
+        call.adapters = self._asked_for(kwargs.get(ADAPTERS), generation, snapshot)
         if self.latency is not None:
             call.timer = self.latency.begin(_device(arguments))
         call.token = self.call.set(call)
+        return (args, own) if ADAPTERS in kwargs else None
+
+    def open_encoder(self, *_: Any) -> None:
+        """Let a generation's encoder see what its forwards will see; inside a forward it sees that already."""
+        generation = self.generation.get()
+        if generation is not None and self.call.get() is None:
+            call = Call(generation.snapshot, adapters=generation.adapters, phase=ENCODING)
+            call.token = self.call.set(call)
+
+    def close_encoder(self, _output: Any) -> None:
+        """Undo what `open_encoder` did, if it did anything."""
+        call = self.call.get()
+        if call is not None and call.phase == ENCODING:
+            self.call.reset(call.token)
+
+    def _asked_for(
+        self, given: str | Sequence[str] | None, generation: Generation | None, snapshot: Snapshot
+    ) -> Sequence[str] | None:
+        """The names of adapters that hold for a forward, known to an editor.
+
+        Raises:
+            InputError: a name is unknown, or no editor has named adapters.
+        """
+        if given is not None:
+            return self.known(given, snapshot)
+        if generation is not None and generation.adapters is not None:
+            return generation.adapters
+        return self.adapters.get()
+
+    def known(self, given: str | Sequence[str], snapshot: Snapshot) -> Sequence[str]:
+        """Names of adapters as a sequence, one for each row.
+
+        Raises:
+            InputError: a name is unknown, or no editor has named adapters.
+        """
+        asked = [given] if isinstance(given, str) else list(given)
+        naming = {name: editor for name, editor in self.editors.items() if isinstance(editor, Named)}
+        states = snapshot.states
+        there = {BASE}.union(*(editor.names(states[name]) for name, editor in naming.items() if name in states))
+        unknown = [name for name in asked if name not in there]
+        if not asked or unknown or not naming:
+            raise InputError(
+                f"adapters names {unknown or asked!r}, expected for each row one of {', '.join(sorted(there))}; "
+                "an edit's namespace is the name of its adapter, with the editor LoRA()."
+            )
+        return asked
+
+    @contextmanager
+    def naming(self, adapters: Sequence[str]) -> Iterator[None]:
+        """Forwards inside that name no adapters ask for these."""
+        token = self.adapters.set(adapters)
+        try:
+            yield
+        finally:
+            self.adapters.reset(token)
 
     def _shifted_labels(self, arguments: Mapping[str, Any]) -> Any:
         shift = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
         labels = arguments.get("labels")
         return shift(labels=labels) if shift is not None and labels is not None else None
 
-    def act(self, placement: Placement, activation: Any) -> Any:
-        """Let one editor act at one site; None where nothing changes."""
+    def act(self, placement: Placement, activation: Any, fed: Any = None) -> Any:
+        """Let one editor act at one site, whose module was `fed` something; None where nothing changes."""
         call = self.call.get()
         if call is None:
             return None
         state = call.snapshot.states.get(placement.editor)
         if state is None:
             return None
+        call.fed = fed
         if call.timer is None:
             return self._edited(call, placement, state, activation)
         mark = call.timer.enter()
@@ -202,15 +279,18 @@ class Hooks:
             self.latency.end(call.timer, call.phase, batch, positions, hits or None)
 
     @contextmanager
-    def generating(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
-        """Every forward inside sees one version and knows where the prompt ended."""
+    def generating(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], adapters: str | Sequence[str] | None = None
+    ) -> Iterator[None]:
+        """Every forward inside sees one version and knows where the prompt ended, and which adapters were asked for."""
         arguments = {**({"inputs": args[0]} if args else {}), **kwargs}
         carried = carried_by(arguments.get("past_key_values"))
         outer = self.generation.get()
         snapshot = carried.snapshot if carried else outer.snapshot if outer else self.published()
         width = prompt_width(arguments, self._seq2seq)
         tokens = arguments.get("input_ids", arguments.get("inputs"))
-        token = self.generation.set(Generation(snapshot, width, arguments.get("attention_mask"), tokens))
+        asked = None if adapters is None else self.known(adapters, snapshot)
+        token = self.generation.set(Generation(snapshot, width, arguments.get("attention_mask"), tokens, asked))
         try:
             yield
         finally:
@@ -283,10 +363,10 @@ def _give_nothing() -> Callable[..., None]:
 
 @dataclass(eq=False)
 class _BeforeHook(Inert):
-    act: Callable[[tuple[Any, ...], dict[str, Any]], None]
+    act: Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.act(args, kwargs)
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.act(args, kwargs)
 
 
 @dataclass(eq=False)
@@ -299,10 +379,10 @@ class _AfterHook(Inert):
 
 @dataclass(eq=False)
 class _OutputHook(Inert):
-    act: Callable[[Any], Any]
+    act: Callable[[Any, Any], Any]
 
-    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        return self.act(output)
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        return self.act(output, args[0] if args else next(iter(kwargs.values()), None))
 
 
 @dataclass(eq=False)
@@ -347,7 +427,8 @@ class GenerateInPlace(InPlace):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's `generate`."""
-        with self.hooks.generating(args, kwargs):
+        adapters = kwargs.pop(ADAPTERS, None)
+        with self.hooks.generating(args, kwargs, adapters):
             return own_method(self.model, self.name)(*args, **kwargs)
 
 

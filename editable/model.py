@@ -37,7 +37,7 @@ from editable.inputs import Reader, Request
 from editable.latency import Latency
 from editable.listing import Edits, as_text, described
 from editable.memory.log import Entry, Identity, Log
-from editable.pack import read_pack, write_pack
+from editable.pack import Packed, read_pack, write_pack
 from editable.snapshot import Snapshot
 from editable.stream import Stream, batches, with_progress
 from editable.workshop import Workshop
@@ -119,11 +119,14 @@ class EditableModel:
     # Serving
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, edits included; the same as calling the model itself."""
+        """The model's forward, edits included; the same as calling the model itself.
+
+        `adapters=[...]` names, for each row, the adapter that serves it: the namespace of its edits, or `BASE`.
+        """
         return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's `generate`, edits included; the same as calling the model's own."""
+        """The model's `generate`, edits included; the same as calling the model's own. `adapters` as in a call."""
         return self.model.generate(*args, **kwargs)  # type: ignore[operator]
 
     def ask(self, prompt: ModelInput, max_new_tokens: int = 64) -> str:
@@ -369,13 +372,27 @@ class EditableModel:
             CorruptLogError: the file does not add up.
             InputError: no such file, or an edit in it was rolled back here.
         """
+        return self.adopt(read_pack(path, self._identity))
+
+    def adopt(self, packed: Sequence[Packed]) -> int:
+        """Publish edits that were learned elsewhere as one version; those already live here are left alone.
+
+        Nothing is verified. What they are is up to whoever made them: `load` for packs, `editable.folders` for peft's
+        adapter folders.
+
+        Returns:
+            The version that shows them.
+
+        Raises:
+            InputError: an edit among them was rolled back here.
+        """
         with self._writing():
-            packed = [p for p in read_pack(path, self._identity) if self._history.is_new(p.patch.edit_id)]
-            if not packed:
+            new = [one for one in packed if self._history.is_new(one.patch.edit_id)]
+            if not new:
                 return self.version
             states = dict(self._snapshot.states)
             entries = []
-            for one in packed:
+            for one in new:
                 # Where a key was placed is true only for the history it was learned in.
                 meta = {k: v for k, v in one.patch.meta.items() if k != "placed"}
                 patch = replace(one.patch, meta=meta)
@@ -429,6 +446,10 @@ class EditableModel:
         if name not in self.editors:
             raise InputError(f"Editor {name!r} is not attached, expected one of {', '.join(self.editors)}.")
         return name
+
+    def state(self, name: str) -> Any:
+        """What an editor holds in the version that a call starting now sees; an immutable value of its own kind."""
+        return self._visible().states.get(name, self.editors[name].empty())
 
     def _state_of(self, name: str) -> Any:
         return self._snapshot.states.get(name, self.editors[name].empty())

@@ -5,7 +5,7 @@ Knows what tokenised batches look like (masks, padding sides, caches, labels); k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -31,6 +31,7 @@ class Generation:
     width: int | None
     mask: Tensor | None = None  # (batch, width) as given; static caches pass only a prepared 4-D one to forward
     tokens: Tensor | None = None  # (batch, width) of the prompt, which an encoder-decoder's forwards do not show
+    adapters: Sequence[str] | None = None  # the adapter that each row asked for
 
 
 def prompt_width(arguments: Mapping[str, Any], seq2seq: bool) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -297,6 +297,11 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear layer holds its weight as (features in, features out), as transformers' Conv1D does."""
+    return "nf" in vars(module)
+
+
 def classifier_head(model: nn.Module) -> str:
     """Path of the linear layer that makes a classifier's logits: the last linear of the tree.
 
@@ -310,3 +315,46 @@ def classifier_head(model: nn.Module) -> str:
             "name the module to edit with site='...'."
         )
     return linears[-1]
+
+
+def linear_paths(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Paths of the linear layers that one of `patterns` names, in the order of the tree.
+
+    A pattern is a whole path, the end of one (`q_proj`, as peft's `target_modules` have it), or a glob.
+
+    Raises:
+        SiteError: a pattern names no module, or one that is no linear layer.
+    """
+    named: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
+    wanted: set[str] = set()
+    for pattern in patterns:
+        found = [n for n in named if n == pattern or n.endswith(f".{pattern}") or fnmatch.fnmatchcase(n, pattern)]
+        linear = [n for n in found if _linear_shape(named[n]) is not None]
+        if not linear:
+            find_module(model, found[0] if found else pattern)  # a name that is not there is told with its neighbours
+            kind = type(named[found[0]]).__name__
+            raise SiteError(f"Module {found[0]!r} is a {kind}, expected a linear layer; name another one in targets.")
+        wanted.update(linear)
+    return [name for name in named if name in wanted]
+
+
+def late_linears(model: nn.Module, share: float) -> list[str]:
+    """All linear layers of the last `share` of a text model's blocks, at least of two; of a classifier its head.
+
+    Of a decoder that reads an encoder only the feed-forward: some of its attention sees the encoder's positions.
+    """
+    if not writes_text(model):
+        return [classifier_head(model)]
+    blocks = block_paths(model)
+    late = blocks[-max(round(share * len(blocks)), 2) :]
+    if is_seq2seq(model):
+        return [path for block in late for path in beside_down_projection(model, block)]
+    inside = tuple(f"{block}." for block in late)
+    return [n for n, module in model.named_modules() if n.startswith(inside) and _linear_shape(module) is not None]
+
+
+def beside_down_projection(model: nn.Module, block: str) -> list[str]:
+    """The linear layers of a block's feed-forward: its down projection's and those that lie beside it."""
+    beside = down_projection(model, block).rpartition(".")[0]
+    children = model.get_submodule(beside).named_children()
+    return [f"{beside}.{name}" for name, module in children if _linear_shape(module) is not None]

@@ -30,6 +30,7 @@ class Workshop:
         self.reader = reader
         self.editors = editors
         self._probe: Probe | None = None
+        self._hooks: Hooks | None = None
         self._shown = Snapshot()
 
     @property
@@ -37,14 +38,14 @@ class Workshop:
         """What editors learn with."""
         if self._probe is None or not shares_storage(self._probe.model, self.model):
             shadow = shadow_of(self.model)
-            hooks = Hooks(shadow, self.editors, lambda: self._shown, reading=self.reader.reading)
+            self._hooks = Hooks(shadow, self.editors, lambda: self._shown, reading=self.reader.reading)
             reader = Reader(shadow, self.reader.tokenizer)
-            self._probe = Probe(shadow, reader, reference_prompts(), hooks.residents)
+            self._probe = Probe(shadow, reader, reference_prompts(), self._hooks.residents)
         return self._probe
 
     def close(self) -> None:
         """Let go of the shadow."""
-        self._probe = None
+        self._probe = self._hooks = None
 
     @contextmanager
     def _showing(self, snapshot: Snapshot) -> Iterator[None]:
@@ -63,7 +64,8 @@ class Workshop:
             VerificationError: `refuse` is set and an edit is not right, or changed what it was told to leave alone.
         """
         with self._showing(candidate):
-            found = verify.reliability(requests, self.probe)
+            with self._naming(requests):
+                found = verify.reliability(requests, self.probe)
             checks = [
                 Verification(right, self._locality(request), conflicts[request.id][1])
                 for request, (right, _) in zip(requests, found, strict=True)
@@ -76,6 +78,14 @@ class Workshop:
                 [requests[i] for i in kept], [checks[i] for i in kept], [found[i][1] for i in kept], self._decode
             )
         return checks
+
+    @contextmanager
+    def _naming(self, requests: Sequence[Request]) -> Iterator[None]:
+        """Every row of the requests' batch asks for the adapter of its edit's namespace."""
+        probe = self.probe  # makes the hooks
+        assert self._hooks is not None and probe is not None
+        with self._hooks.naming([request.edit.namespace for request in requests for _ in request.prompts]):
+            yield
 
     def _locality(self, request: Request) -> float:
         return verify.locality(request.edit.locality, self.probe, lambda: self._showing(Snapshot()))
