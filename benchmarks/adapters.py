@@ -50,7 +50,13 @@ def random_deltas(model: nn.Module, paths: Sequence[str], rank: int, generator: 
 
 def _packed(edit_id: str, editor: str, deltas: Mapping[str, Delta], tensors: Any, about: Any) -> Packed:
     own, meta = packed(deltas)
-    request = {"prompt": edit_id, "target": None, "rephrases": [], "subject": None, "namespace": "default"}
+    request: dict[str, Any] = {
+        "prompt": edit_id,
+        "target": None,
+        "rephrases": [],
+        "subject": None,
+        "namespace": "default",
+    }
     return Packed(Patch(edit_id, {**own, **tensors}, {**meta, **about}), editor, request)
 
 

@@ -73,7 +73,7 @@ def load(em: EditableModel, folder: str | Path, name: str = DEFAULT, *, editor: 
     edit_id = secrets.token_hex(6)
     tensors, meta = packed(deltas)
     patch = Patch(edit_id, tensors, {**meta, "adapter": name, "edits": [edit_id]})
-    about = {
+    about: dict[str, Any] = {
         "prompt": f"adapter folder {Path(folder).name}",
         "target": None,
         "rephrases": [],

@@ -168,7 +168,7 @@ def delta_of(layer: Any) -> Delta:
     return Delta(down, up, float(layer.scaling[ADAPTER]))
 
 
-def _linears(layer: Any) -> tuple[nn.Module, nn.Module]:
+def _linears(layer: Any) -> tuple[Any, Any]:
     return layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
 
 
@@ -194,7 +194,7 @@ def begin_with(layers: Mapping[str, Any], start: Mapping[str, Delta]) -> None:
         up.weight.data.copy_(start[path].up)
 
 
-def _on(linears: Sequence[nn.Module], loss: Callable[[Tensor], Tensor]) -> Callable[[Sequence[Tensor], Tensor], Tensor]:
+def _on(linears: Sequence[Any], loss: Callable[[Tensor], Tensor]) -> Callable[[Sequence[Tensor], Tensor], Tensor]:
     """The loss of rows as a function of the layers' weights, which become plain tensors."""
     for linear in linears:
         weight = linear.weight
@@ -203,7 +203,7 @@ def _on(linears: Sequence[nn.Module], loss: Callable[[Tensor], Tensor]) -> Calla
 
     def taking(weights: Sequence[Tensor], rows: Tensor) -> Tensor:
         for linear, weight in zip(linears, weights, strict=True):
-            linear.weight = weight  # type: ignore[assignment]
+            linear.weight = weight
         return loss(rows)
 
     return taking

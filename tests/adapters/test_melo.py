@@ -13,6 +13,7 @@ from editable.adapters import MELO
 from editable.blocks import Blocks
 from editable.edit import Patch
 from editable.errors import InputError
+from editable.memory.radius import Codebook
 from editable.scopes import SentenceScope
 from tests.conftest import Attach
 from tests.contract.harness import ByHand, edits_of, named, only
@@ -117,13 +118,13 @@ def test_rows_are_decided_at_prefill_alone(loaded: Loaded, attach: Attach, monke
     em = attach(loaded, MELO())
     em.edit(edits_of(loaded, [0, 2]))
     looked: list[int] = []
-    find = type(em.state("melo").routes.book.codebook).find
+    find = Codebook.find
 
-    def counted(book: object, queries: Tensor, space: str | None = None) -> tuple[Tensor, Tensor]:
+    def counted(book: Codebook, queries: Tensor, space: str | None = None) -> tuple[Tensor, Tensor]:
         looked.append(len(queries))
-        return find(book, queries, space)  # type: ignore[arg-type]
+        return find(book, queries, space)
 
-    monkeypatch.setattr(type(em.state("melo").routes.book.codebook), "find", counted)
+    monkeypatch.setattr(Codebook, "find", counted)
     said = ByHand(loaded, [loaded.edited[0], loaded.unrelated[0], loaded.edited[2]]).step(LONGEST - 1).said
     assert looked == [3]
     assert loaded.is_answer(said[0], 0) and loaded.is_answer(said[2], 2)

@@ -68,7 +68,7 @@ def test_a_batch_costs_two_products_however_many_deltas_it_meets() -> None:
     stack, given, rows = Stack.of(deltas), torch.randn(8, 3, 4), torch.randn(8, 3, 6)
     due = torch.ones(8, 3, dtype=torch.bool)
     for number in (torch.zeros(8, dtype=torch.long), torch.arange(8) * 6):
-        with Products() as products:
+        with Products() as products:  # type: ignore[no-untyped-call]
             add_each(rows, given, stack, number, due)
         assert products.count == 2
 

@@ -36,7 +36,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def made_by_peft(loaded: Loaded, folder: Path, seed: int = 0, **settings: Any) -> nn.Module:
+def made_by_peft(loaded: Loaded, folder: Path, seed: int = 0, **settings: Any) -> Any:
     """A peft model of its own, whose adapter changes what it says, and that adapter's folder."""
     model = loaded.family.load(loaded.dtype).model
     with seeded(seed):
@@ -129,7 +129,7 @@ def test_a_folder_is_what_serving_engines_read(loaded: Loaded, attach: Attach, t
 
 @named("llama-gqa")
 def test_different_ranks_and_scalings_survive_both_ways(loaded: Loaded, attach: Attach, tmp_path: Path) -> None:
-    pattern = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 11}}
+    pattern: dict[str, Any] = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 11}}
     tuned = made_by_peft(loaded, tmp_path / "theirs", target_modules=["q_proj", "v_proj"], r=3, lora_alpha=7, **pattern)
     em = attach(loaded, LoRA(targets=folders.targets(tmp_path / "theirs")))
     folders.load(em, tmp_path / "theirs")
