@@ -329,7 +329,7 @@ def linear_paths(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     wanted: set[str] = set()
     for pattern in patterns:
         found = [n for n in named if n == pattern or n.endswith(f".{pattern}") or fnmatch.fnmatchcase(n, pattern)]
-        linear = [n for n in found if _linear_shape(named[n]) is not None]
+        linear = [n for n in found if linear_shape(named[n]) is not None]
         if not linear:
             find_module(model, found[0] if found else pattern)  # a name that is not there is told with its neighbours
             kind = type(named[found[0]]).__name__
@@ -350,11 +350,11 @@ def late_linears(model: nn.Module, share: float) -> list[str]:
     if is_seq2seq(model):
         return [path for block in late for path in beside_down_projection(model, block)]
     inside = tuple(f"{block}." for block in late)
-    return [n for n, module in model.named_modules() if n.startswith(inside) and _linear_shape(module) is not None]
+    return [n for n, module in model.named_modules() if n.startswith(inside) and linear_shape(module) is not None]
 
 
 def beside_down_projection(model: nn.Module, block: str) -> list[str]:
     """The linear layers of a block's feed-forward: its down projection's and those that lie beside it."""
     beside = down_projection(model, block).rpartition(".")[0]
     children = model.get_submodule(beside).named_children()
-    return [f"{beside}.{name}" for name, module in children if _linear_shape(module) is not None]
+    return [f"{beside}.{name}" for name, module in children if linear_shape(module) is not None]
