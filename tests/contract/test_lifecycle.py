@@ -67,6 +67,7 @@ def test_a_hundred_edits_add_no_hooks(loaded: Loaded, editor: Any, attach: Attac
     assert hooks(loaded.model) == before
 
 
+@once
 def test_closing_takes_everything_off_and_leaves_the_users_hooks(loaded: Loaded, editor: Any, attach: Attach) -> None:
     early, late = Counting(), Counting()
     inner = list(loaded.model.children())[-1]
@@ -88,6 +89,7 @@ def test_closing_takes_everything_off_and_leaves_the_users_hooks(loaded: Loaded,
     assert surface(loaded.model) == outside
 
 
+@once
 def test_closing_twice_is_closing_once(loaded: Loaded, editor: Any, attach: Attach) -> None:
     base = everything(loaded)
     em = attach(loaded, editor)
@@ -97,6 +99,7 @@ def test_closing_twice_is_closing_once(loaded: Loaded, editor: Any, attach: Atta
     assert same_bits(everything(loaded), base)
 
 
+@once
 @named("gpt2", "resnet")
 def test_a_closed_model_refuses_changes(fresh: Edited) -> None:
     fresh.em.close()
@@ -119,6 +122,7 @@ def test_attaching_again_after_closing(loaded: Loaded, editor: Any, attach: Atta
     assert not same_bits(everything(loaded), base)
 
 
+@once
 @named("llama-gqa", "vit")
 def test_a_model_is_attached_to_once(loaded: Loaded, editor: Any, attach: Attach) -> None:
     """Two runtimes over one model would each take the other's edits for the base."""
@@ -131,6 +135,7 @@ def test_a_model_is_attached_to_once(loaded: Loaded, editor: Any, attach: Attach
     assert not torch.equal(loaded.logits(loaded.edited)[0], loaded.family.load().logits(loaded.edited)[0])
 
 
+@once
 @named("gpt2", "vit")
 def test_rolling_back_what_is_not_there(fresh: Edited) -> None:
     version, now = fresh.em.version, everything(fresh.loaded)
@@ -143,6 +148,7 @@ def test_rolling_back_what_is_not_there(fresh: Edited) -> None:
     assert not same_bits(everything(fresh.loaded), now)
 
 
+@once
 @named("gpt2", "llama-gqa", "bart", "bert")
 def test_a_prompt_longer_than_the_context_is_refused(fresh: Edited) -> None:
     version, now = fresh.em.version, everything(fresh.loaded)
@@ -162,6 +168,7 @@ def test_a_failing_edit_changes_nothing(fresh: Edited) -> None:
     assert same_bits(everything(fresh.loaded), now)
 
 
+@once
 def test_a_forward_that_raises_leaves_nothing_behind(edited: Edited) -> None:
     now = everything(edited.loaded)
     handle = list(edited.loaded.model.children())[-1].register_forward_hook(_fail)
@@ -186,6 +193,7 @@ def test_a_part_called_on_its_own_is_the_base(edited: Edited) -> None:
     assert torch.equal(now, base)
 
 
+@once
 def test_training_mode_changes_nothing(edited: Edited) -> None:
     """No mode flag decides over edits; these models have no dropout, and batch norm is left as it was."""
     now = everything(edited.loaded)
@@ -215,6 +223,7 @@ def test_a_deep_copy_is_a_plain_base_model(fresh: Edited) -> None:
         assert clone.generate(clone.edited) == fresh.twin.generate(clone.edited)
 
 
+@once
 def test_a_pickled_model_is_a_plain_base_model(fresh: Edited) -> None:
     buffer = io.BytesIO()
     torch.save(fresh.loaded.model, buffer)
@@ -226,6 +235,7 @@ def test_a_pickled_model_is_a_plain_base_model(fresh: Edited) -> None:
     assert not same_bits(everything(fresh.loaded), everything(fresh.twin))
 
 
+@once
 def test_copies_outlive_the_original(fresh: Edited, editor: Any, attach: Attach) -> None:
     """A copy can be attached to and edited like any other model."""
     clone = replace(fresh.loaded, model=copy.deepcopy(fresh.loaded.model))
@@ -237,6 +247,7 @@ def test_copies_outlive_the_original(fresh: Edited, editor: Any, attach: Attach)
     assert not torch.equal(edited, fresh.twin.logits(clone.edited)[LEARNED])
 
 
+@once
 def test_saving_the_model_writes_the_base(fresh: Edited, tmp_path: Path) -> None:
     if fresh.loaded.family.needs == "torchvision":
         state = fresh.loaded.model.state_dict()
@@ -293,6 +304,7 @@ def test_an_edited_assistant_of_an_edited_model(edited: Edited, editor: Any, att
 # -------------------------------------------------------------------------------------------------- refusals
 
 
+@once
 @only("causal")
 @pytest.mark.timeout(120)
 def test_continuous_batching_is_refused(edited: Edited) -> None:
@@ -308,6 +320,7 @@ def test_continuous_batching_is_refused(edited: Edited) -> None:
     assert same_bits(everything(edited.loaded), now)
 
 
+@once
 @named("gpt2")
 def test_continuous_batching_is_the_models_own_again_after_closing(fresh: Edited) -> None:
     fresh.em.close()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Attach
-from tests.contract.harness import LEARNED, Edited, edits_of, named, only
+from tests.contract.harness import LEARNED, Edited, edits_of, named, once, only
 from tests.families import LONGEST, Loaded, logits_of
 
 PAIRS = ((0, 1), (2, 3), (4, 5))
@@ -128,6 +128,7 @@ def test_concurrent_writers_take_turns(loaded: Loaded, editor: Any, attach: Atta
     assert one_by_one == wanted
 
 
+@once
 @only("causal", "seq2seq", "text_classifier")
 def test_the_users_tokenizer_is_left_alone(fresh: Edited) -> None:
     """It pads as its last caller said: a writer must not change that under the hands of a reader."""
@@ -140,6 +141,7 @@ def test_the_users_tokenizer_is_left_alone(fresh: Edited) -> None:
     assert (tokenizer.backend_tokenizer.padding, tokenizer.backend_tokenizer.truncation) == before
 
 
+@once
 @pytest.mark.parametrize("view", ["unedited", "at"])
 @named("qwen3-qk-norm", "vit")
 def test_one_thread_looks_back_while_others_serve(edited: Edited, view: str) -> None:

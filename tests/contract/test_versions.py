@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from tests.contract.harness import LEARNED, ByHand, Edited, edits_of, only
+from tests.contract.harness import LEARNED, ByHand, Edited, edits_of, once, only
 from tests.families import LONGEST, Loaded
 
 GENERATING = only("causal", "seq2seq")
@@ -52,6 +52,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+@once
 @GENERATING
 @pytest.mark.parametrize("door", CALLS)
 @pytest.mark.parametrize("mode", MODES)
@@ -67,6 +68,7 @@ def test_an_edit_published_meanwhile_is_seen_by_the_next_generation(fresh: Edite
         assert fresh.loaded.is_answer(fresh.loaded.generate([fresh.loaded.edited[index]])[0], index)
 
 
+@once
 @GENERATING
 @pytest.mark.parametrize("door", CALLS)
 @pytest.mark.parametrize("mode", MODES)
@@ -104,6 +106,7 @@ def test_a_cache_filled_unedited_goes_on_unedited(edited: Edited) -> None:
     assert hand.step(LONGEST - 1).said == ByHand(edited.twin, edited.mixed).step(LONGEST - 1).said
 
 
+@once
 def test_versions_count_published_changes(fresh: Edited) -> None:
     first = fresh.em.version
     assert [receipt.version for receipt in fresh.receipts[:-1]] == [fresh.receipts[0].version] * (LEARNED - 1)
@@ -125,6 +128,7 @@ def test_as_it_was_then(fresh: Edited) -> None:
         assert torch.equal(loaded.logits(loaded.edited), then[em.version])
 
 
+@once
 def test_views_of_other_versions_nest(edited: Edited) -> None:
     loaded, em = edited.loaded, edited.em
     now, base = loaded.logits(edited.mixed), edited.twin.logits(edited.mixed)
@@ -137,6 +141,7 @@ def test_views_of_other_versions_nest(edited: Edited) -> None:
     assert torch.equal(loaded.logits(edited.mixed), now)
 
 
+@once
 @pytest.mark.parametrize("view", ["unedited", "at"])
 def test_a_view_of_another_version_is_this_threads_only(fresh: Edited, view: str) -> None:
     loaded, em = fresh.loaded, fresh.em
