@@ -185,9 +185,10 @@ class CaliNet:
             return rows
         place, side = call.role.split(".")
         if side == "input":
-            call.held[place] = rows
+            call.memo[call.editor, place] = rows
             return rows
-        return rows + beside(call.held.pop(place), state.at(place, rows.device), self.threshold).to(rows.dtype)
+        read = call.memo.pop((call.editor, place))
+        return rows + beside(read, state.at(place, rows.device), self.threshold).to(rows.dtype)
 
     # Learning
 

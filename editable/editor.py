@@ -47,7 +47,6 @@ class Call:
         decisions: editor name to what it decided; filled by prefill, carried by the KV cache.
         editor: name of the editor being applied now.
         role: the role, in that editor's `sites`, of the site being applied now.
-        held: what the editor's earlier site keeps for its later one in this forward; never outlives it.
         fed: what went into the module whose output is being edited now.
         adapters: for each row, or so many equal runs of rows, the name of the adapter asked for; None where none was.
         prompts: what the rows ask, as text; None where this forward has no key token, or no tokenizer is known.
@@ -60,7 +59,6 @@ class Call:
     decisions: dict[str, Decision] = field(default_factory=dict)
     editor: str = ""
     role: str = ""
-    held: dict[str, Tensor] = field(default_factory=dict)
     fed: Any = None
     adapters: Sequence[str] | None = None
     prompts: Prompts | None = None
@@ -71,7 +69,7 @@ class Call:
     read: tuple[Tensor, ...] = ()  # (batch, columns) each: tokens of the prompt so far, padding as -1
     headed: Tensor | None = None  # (batch, k) columns that the vocabulary head is given; None: the last ones, or all
     residents: Residents | None = None  # what editors keep beside the model
-    memo: dict[Any, Any] = field(default_factory=dict)  # what editors work out once a forward, by keys of their own
+    memo: dict[Any, Any] = field(default_factory=dict)  # what editors keep for their later sites, by keys of their own
     timer: Timer | None = None
     token: Any = None  # what resets the context variable when the forward ends
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +325,14 @@ def test_a_bank_of_few_tokens_has_few_slots() -> None:
         with EditableModel(loaded.model, loaded.tokenizer, editor=CaliNet(slots=most)) as em:
             em.edit(edits_of(loaded, [0]), verify=False)
             assert len(_banks(em).slots["0"][0]) == expected
+
+
+def test_two_of_them_on_one_model_do_not_read_each_others_rows() -> None:
+    loaded = {family.name: family for family in FAMILIES}["gpt2"].load()
+    with closing(EditableModel(loaded.model, loaded.tokenizer, editors={"a": CaliNet(), "b": CaliNet()})) as em:
+        em.edit(edits_of(loaded, [0]), editor="a")
+        alone = everything(loaded)
+        receipt = em.edit(edits_of(loaded, [1]), editor="b", verify=False)[0]
+        assert not same_bits(everything(loaded), alone)
+        em.rollback(receipt.id)
+        assert same_bits(everything(loaded), alone)
