@@ -25,6 +25,9 @@ Attach = Callable[..., EditableModel]
 FURTHER = (GRACE(scope=SentenceScope(Words(), false_fire=0)),)
 """Configurations that the contract is held to beside each editor's defaults."""
 
+TURNS = 3
+"""One in so many families is met by an editor in each test; see `pytest_collection_modifyitems`."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -68,6 +71,48 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         wanted = [cls for cls in editors() if not marks & {"routing", "once"} or cls().routes]
         chosen = wanted[:1] if "once" in marks else [*wanted, *FURTHER]
         metafunc.parametrize("editor", chosen, ids=_editor_id, indirect=True, scope="session")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-pair", action="store_true", help="run each test on every editor with every family")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """One editor meets every test on every family; each other one every test and every family, but not every pair.
+
+    They take turns: what one of them meets on a third of the families, the next meets on another third.
+    """
+    if config.getoption("--every-pair"):
+        return
+    pairs = {id(item): pair for item in items if (pair := _pair(item)) is not None}
+    families: dict[str, list[str]] = {}
+    for test, family, _ in pairs.values():
+        if family not in families.setdefault(test, []):
+            families[test].append(family)
+    order = {test: number for number, test in enumerate(families)}
+    kept, left_out = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        pair = pairs.get(id(item))
+        met = pair is None or _meets(pair, order[pair[0]], families[pair[0]])
+        (kept if met else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
+def _pair(item: pytest.Item) -> tuple[str, str, int] | None:
+    """The test, its family, and the number of its editor; None for tests of no pair."""
+    given = getattr(getattr(item, "callspec", None), "params", {})
+    if "editor" not in given or "family" not in given:
+        return None
+    known = [GRACE, *(cls for cls in editors() if cls is not GRACE), *FURTHER]
+    return item.nodeid.partition("[")[0], given["family"].name, known.index(given["editor"])
+
+
+def _meets(pair: tuple[str, str, int], test: int, families: list[str]) -> bool:
+    _, family, editor = pair
+    turns = min(TURNS, len(families))
+    return editor == 0 or families.index(family) % turns == (editor + test) % turns
 
 
 def _editor_id(editor: Any) -> str:

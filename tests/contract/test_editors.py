@@ -71,7 +71,9 @@ def test_the_instance_is_the_configuration(editor: Any) -> None:
     cls = type(editor)
     assert dataclasses.is_dataclass(cls)
     assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert cls() == editor and repr(cls()) == repr(editor)
+    again = dataclasses.replace(editor)
+    assert again == editor and repr(again) == repr(editor)
+    assert cls() == cls()
     assert pickle.loads(pickle.dumps(editor)) == editor
     assert cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}("), "it says what it does"
 
