@@ -155,10 +155,11 @@ class Hooks:
         generation = self.generation.get()
         carried = carried_by(arguments.get("past_key_values"))
         snapshot = carried.snapshot if carried else generation.snapshot if generation else self.published()
+        reading = self.reading if snapshot.states else None  # without edits nobody asks what a prompt says
         embedded = arguments.get("inputs_embeds")
-        if snapshot.states and self.reading is not None and embedded is not None and not self._seq2seq:
+        if reading is not None and embedded is not None and not self._seq2seq:
             arguments["input_ids"] = tokens_of(embedded, self.model.get_input_embeddings())  # type: ignore[operator]
-        call = read_call(arguments, snapshot, self._seq2seq, generation, carried, self.reading)
+        call = read_call(arguments, snapshot, self._seq2seq, generation, carried, reading)
         call.residents = self.residents
         call.adapters = self._asked_for(kwargs.get(ADAPTERS), generation, snapshot)
         if self.latency is not None:
