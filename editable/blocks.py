@@ -78,10 +78,8 @@ class Blocks:
 
     def _due(self, call: Call, rows: Tensor) -> tuple[Tensor, Tensor] | None:
         """The block of each row (batch,), and where it is due (batch, positions); None where it is nowhere."""
-        if call.decision is None or _nobody(call.decision["hit"]):
-            return None
         found = routing.due(call, rows, self.routes)
-        if found is None:
+        if found is None or call.decision is None:
             return None
         slot, _, due = found
         whole = call.role.startswith(WHOLE)
@@ -182,11 +180,6 @@ def sites(model: nn.Module, scope: Scope, paths: Sequence[str]) -> dict[str, Sit
 def path_of(role: str) -> str:
     """The path of the layer that has this role."""
     return role.removeprefix(WHOLE)
-
-
-def _nobody(hit: Tensor) -> bool:
-    """Whether no row hits, where that can be told without waiting for the device."""
-    return hit.device.type == "cpu" and not hit.numpy().any()
 
 
 def _patch(request: Request, part: Part, own: Mapping[str, Delta] | None, first: Request, shared: bool) -> Patch:

@@ -23,6 +23,7 @@ from editable.editor import Call, Considered, Decision
 from editable.inputs import Batch, Request
 from editable.learn import Probe
 from editable.memory.column import Column
+from editable.memory.openings import Openings
 from editable.memory.radius import Names
 from editable.memory.rows import Rows
 from editable.site import Site
@@ -133,7 +134,7 @@ class Routes:
         names: what these numbers stand for; shared by all versions.
         answers: (a,) all answer tokens, an edit's in a row.
         spans: (n, 2) of each slot: first answer token, number of answer tokens.
-        firsts: (f,) the tokens that answers begin with, sorted; those of forgotten edits may be among them.
+        openings: what answers begin with; those of forgotten edits may be among them.
         longest: most tokens in any answer.
         count: live edits.
     """
@@ -144,7 +145,7 @@ class Routes:
     names: Names
     answers: Rows
     spans: Rows
-    firsts: NDArray[np.int64]
+    openings: Openings
     longest: int = 0
     count: int = 0
 
@@ -153,7 +154,8 @@ class Routes:
         """No edit yet."""
         long = torch.long
         columns = Column.empty(np.int32), Column.empty(np.bool_), Names()
-        return cls(scope.empty(on_disk), *columns, Rows.empty(dtype=long), Rows.empty(2, dtype=long), np.empty(0, int))
+        tokens = Rows.empty(dtype=long), Rows.empty(2, dtype=long), Openings.empty()
+        return cls(scope.empty(on_disk), *columns, *tokens)
 
     def __len__(self) -> int:
         return self.count
@@ -174,17 +176,18 @@ class Routes:
             return self
         first = len(self.owner)
         start = self if first or device is None else self._on(device)
-        answers = [patch.tensors["answer"] for patch in patches]
+        new = [patch.tensors["answer"] for patch in patches]
+        answers, spans = start.answers.append(torch.cat(new)), start.spans.append(_spans(len(self.answers), new))
         numbers = [self.names.number(patch.edit_id) for patch in patches]
         return replace(
             start,
             book=scope.insert(patches, first, self.book, device),
             owner=self.owner.append(numbers),
             live=self.live.append([True] * len(patches)),
-            answers=start.answers.append(torch.cat(answers)),
-            spans=start.spans.append(_spans(len(self.answers), answers)),
-            firsts=_with_firsts(self.firsts, {int(answer[0]) for answer in answers}),
-            longest=max(self.longest, *map(len, answers)),
+            answers=answers,
+            spans=spans,
+            openings=self.openings.following(answers.view, spans.view),
+            longest=max(self.longest, *map(len, new)),
             count=self.count + len(patches),
         )
 
@@ -225,13 +228,28 @@ def decide(call: Call, rows: Tensor, scope: Scope, routes: Routes) -> None:
     best: Decision | None = None
     lags, starts = _lags(call, rows, scope, routes)
     for lag, (slot, share) in zip(lags, scope.find(call, rows, lags, starts, routes.book), strict=True):
+        if nowhere(share <= 1):
+            continue
         found = _decision(call, rows, routes, slot, share, lag)
         best = found if best is None else _prefer(best, found, found["share"] < best["share"] - scope.margin)
-    assert best is not None
+    best = _undecided(rows, routes) if best is None else best
     earlier = call.decision
     if earlier is not None:
         best = _prefer(earlier, best, best["hit"] & ~_fed_back(call, rows, routes, earlier))
     call.decide(best)
+
+
+def nowhere(hit: Tensor) -> bool:
+    """Whether no row (batch,) hits, where that can be told without waiting for the device."""
+    return hit.device.type == "cpu" and not hit.numpy().any()
+
+
+def _undecided(rows: Tensor, routes: Routes) -> Decision:
+    """That no row falls under an edit."""
+    nothing = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    said = nothing.new_full((len(rows), routes.longest + 1), -1)
+    share = torch.full_like(nothing, torch.inf, dtype=torch.float32)
+    return {"slot": nothing, "share": share, "hit": nothing.bool(), "origin": nothing, "said": said}
 
 
 def _fed_back(call: Call, rows: Tensor, routes: Routes, earlier: Decision) -> Tensor:
@@ -252,7 +270,7 @@ def due(call: Call, rows: Tensor, routes: Routes) -> tuple[Tensor, Tensor, Tenso
         be due any more.
     """
     decision = call.decision
-    if decision is None or call.after_prompt > routes.longest:
+    if decision is None or call.after_prompt > routes.longest or nowhere(decision["hit"]):
         return None
     offset, followed = follow(call, rows, routes, decision)
     there = decision["hit"][:, None] & (offset >= 0)
@@ -307,25 +325,10 @@ def _lags(call: Call, rows: Tensor, scope: Scope, routes: Routes) -> tuple[list[
     if call.tokens.device.type != "cpu" and not scope.reads_text:
         return list(range(longest + 1)), None
     tokens, key = call.tokens.cpu().numpy(), call.key.cpu().numpy()
-    firsts = routes.firsts
-    columns = key[:, None] - np.arange(longest)  # (batch, longest): where an answer of 1, 2 ... tokens would start
-    there = np.take_along_axis(tokens, columns.clip(0), axis=1)
-    starts = firsts[np.searchsorted(firsts, there).clip(max=len(firsts) - 1)] == there
-    starts &= columns > 0
-    if scope.reads_text:
-        _keep_answers(starts, tokens, key, routes)
+    starts = routes.openings.ending(tokens, key, longest)
     lags = [0, *(np.flatnonzero(starts.any(axis=0)) + 1).tolist()]
     worth = np.concatenate([np.ones((len(key), 1), np.bool_), starts], axis=1)
     return lags, worth[:, lags]
-
-
-def _keep_answers(starts: NDArray[np.bool_], tokens: NDArray[np.int64], key: NDArray[np.int64], routes: Routes) -> None:
-    """Strike out of `starts` (batch, longest) where the tokens up to the key are not the beginning of an answer."""
-    spans, answers = routes.spans.view.cpu().numpy(), routes.answers.view.cpu().numpy()
-    for row, lag in np.argwhere(starts).tolist():
-        said = tokens[row, key[row] - lag : key[row] + 1]
-        slots = spans[(spans[:, 1] >= len(said)) & (answers[spans[:, 0]] == said[0])]
-        starts[row, lag] = any((answers[start : start + len(said)] == said).all() for start in slots[:, 0].tolist())
 
 
 def _decision(call: Call, rows: Tensor, routes: Routes, slot: Tensor, share: Tensor, lag: int) -> Decision:
@@ -336,8 +339,9 @@ def _decision(call: Call, rows: Tensor, routes: Routes, slot: Tensor, share: Ten
         ordinal = call.ordinals(rows)
         origin = ordinal.gather(1, (call.key - lag).clamp_min(0)[:, None])[:, 0]
         said = _heard(call, said, ordinal - origin[:, None])
-        follows = (agreed(said, slot, routes) >= lag) | (call.tokens is None)
-        share = torch.where((call.key >= lag) & (origin >= 0) & follows, share, torch.inf)
+        if lag and call.tokens is not None:
+            share = torch.where(agreed(said, slot, routes) >= lag, share, torch.inf)
+        share = torch.where((call.key >= lag) & (origin >= 0), share, torch.inf)
     return {"slot": slot, "share": share, "hit": share <= 1, "origin": origin, "said": said}
 
 
@@ -376,8 +380,3 @@ def _spans(start: int, answers: Sequence[Tensor]) -> Tensor:
     """(n, 2) where each of the answers lies behind those that end at `start`; see `Routes.spans`."""
     lengths = torch.tensor([len(answer) for answer in answers])
     return torch.stack([start + lengths.cumsum(0) - lengths, lengths], dim=1)
-
-
-def _with_firsts(firsts: NDArray[np.int64], tokens: set[int]) -> NDArray[np.int64]:
-    new = tokens.difference(firsts.tolist()) if len(tokens) > 1 or next(iter(tokens)) not in firsts else ()
-    return np.union1d(firsts, np.fromiter(new, np.int64)) if new else firsts

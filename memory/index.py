@@ -23,7 +23,7 @@ from editable.memory.rows import Rows
 from editable.memory.sketch import SAMPLE, Sketch, Slack
 from editable.memory.sparse import SparseRows
 
-FIRST = 128  # keys from which sketches are kept
+SCANNED = 150_000  # numbers that are read in the time an index takes: `editable bench memory --parts switch`
 LATEST = 4096  # keys that may wait to be sorted into cells
 REGROW = 8  # the directions and the cells are found anew when there are so many times the keys
 PENDING = 32  # keys that may wait for their sketches: together they are made faster
@@ -31,6 +31,11 @@ STRAYS = 1024  # balls that outgrew what their cell knows, from which the cells 
 CHUNK = 16384  # keys sketched at a time
 
 Numbers = NDArray[Any]
+
+
+def first(features: int) -> int:
+    """From how many keys of so many features on an index is faster than measuring all distances."""
+    return -(-SCANNED // features)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from editable.memory.background import Job
 from editable.memory.column import Column
-from editable.memory.index import FIRST, Index, Query
+from editable.memory.index import Index, Query, first
 from editable.memory.links import Links
 from editable.memory.placing import GUESSED, KINDS, RECORD, SPLIT_GAP, Course, Life, Placed, Witnesses
 from editable.memory.retold import Retold
@@ -382,7 +382,7 @@ class Codebook:
         if book.keys.device.type != "cpu":
             return book
         keys, column, index = book.keys, book.column, book.index
-        if index is None and len(book) >= FIRST:
+        if index is None and len(book) >= first(keys.rows.view.shape[1]):
             return replace(book, job=Job("index of keys", lambda: Index.of(keys, column.array("radius"))))
         if index is None or not index.due(len(book)):
             return book

@@ -17,6 +17,7 @@ Parts (`--parts`, all by default), with each of `--counts` keys:
 - room      memory of the process against raw float32 keys and values; what 1,000 versions take that are kept alive
 - readers   three threads look up while a fourth writes, windows with and without the writer in turn; answers compared
             with a plain loop over the version they came from
+- switch    one lookup with an index and without one, around the number of keys from which books have one
 - reopen    opening a log of `--reopen` edits, without the base model
 
 Up to `--searched` keys each is placed by searching, with the radius that GRACE takes; in larger books keys come with
@@ -39,14 +40,15 @@ import torch
 
 from editable.benchmarks import bars, common, report
 from editable.benchmarks.insertion.setting import Part
-from editable.benchmarks.memory import forward, keys, lookup, readers, reopen, room, writes
+from editable.benchmarks.memory import forward, keys, lookup, readers, reopen, room, switch, writes
 from editable.benchmarks.memory.books import filled
 from editable.benchmarks.memory.setting import Setting
 from editable.benchmarks.prompts import prompts, refuse_without_text
 
 COUNTS = "1000,10000,100000"
 OF_A_BOOK = {one.__name__.rpartition(".")[2]: one for one in (lookup, forward, writes, room, readers)}
-PARTS = (*OF_A_BOOK, "reopen")
+BY_THEMSELVES = {"switch": switch, "reopen": reopen}
+PARTS = (*OF_A_BOOK, *BY_THEMSELVES)
 
 
 def parts(text: str) -> list[str]:
@@ -89,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = prompts(tokenizer, cases, questions)
     setting = Setting(model, tokenizer, given, real, chosen, np.random.default_rng(chosen.seed))
     found = {"neighbours": neighbours(setting), **_of_books(setting)}
-    if "reopen" in chosen.parts:
-        found["reopen"] = reopen.run(setting)
+    found |= {name: BY_THEMSELVES[name].run(setting) for name in chosen.parts if name in BY_THEMSELVES}
     report.publish(_report(machine, chosen, found), chosen.results, chosen.against)
 
 

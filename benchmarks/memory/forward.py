@@ -107,15 +107,15 @@ def _holding(setting: Setting, filled: Filled) -> Iterator[EditableModel]:
 
 def entries(filled: Filled, token: int) -> Entries:
     """A state of GRACE with this book: one value and one answer token for all keys."""
-    editor, count = GRACE(), filled.count
+    editor, count, answer = GRACE(), filled.count, torch.tensor([token])
     balls = replace(Balls.empty(), codebook=filled.book, slots=Rows.empty(dtype=torch.long).append(torch.arange(count)))
     blank, spans = editor.empty().routes, torch.tensor([[0, 1]]).expand(count, 2)
     routes = replace(
         blank,
         book=balls,
-        answers=blank.answers.append(torch.tensor([token])),
+        answers=blank.answers.append(answer),
         spans=blank.spans.append(spans),
-        firsts=np.array([token]),
+        openings=blank.openings.following(answer, spans[:1]),
         longest=1,
         count=count,
     )

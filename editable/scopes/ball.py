@@ -115,16 +115,19 @@ class BallScope:
         return tuple(sorted(str(o) for o in lost)), tuple(sorted(str(o) for o in split))
 
     def find(
-        self,
-        call: Call,
-        rows: Tensor,
-        lags: Sequence[int],
-        starts: NDArray[np.bool_] | None,  # noqa: ARG002
-        book: Balls,
+        self, call: Call, rows: Tensor, lags: Sequence[int], starts: NDArray[np.bool_] | None, book: Balls
     ) -> list[tuple[Tensor, Tensor]]:
-        """The nearest ball at the key token and at `lag` tokens before it."""
-        found = [book.codebook.find(call.at_key(rows, lag)) for lag in lags]
-        return [(book.slots.on(row.device)[row], share) for row, share in found]
+        """The nearest ball at the key token and at `lag` tokens before it; all are looked up together."""
+        queries = torch.stack([call.at_key(rows, lag) for lag in lags])  # (lags, batch, features)
+        slots = book.slots.on(rows.device)
+        if starts is None or len(lags) == 1:
+            row, share = book.codebook.find(queries.flatten(0, 1))
+            return list(zip(slots[row].view(len(lags), -1), share.view(len(lags), -1), strict=True))
+        worth = torch.from_numpy(starts.T).to(rows.device)  # (lags, batch)
+        row, share = book.codebook.find(queries[worth])
+        slot, shares = torch.zeros_like(worth, dtype=torch.long), torch.full(worth.shape, torch.inf, device=rows.device)
+        slot[worth], shares[worth] = slots[row], share
+        return list(zip(slot, shares, strict=True))
 
     def consider(self, call: Call, rows: Tensor, book: Balls, count: int) -> list[tuple[int, float, float, str]]:
         """The balls nearest to the key token's activation: distance and radius."""

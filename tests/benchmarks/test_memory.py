@@ -19,7 +19,7 @@ from torch import Tensor
 from editable import Edit
 from editable.adapters import GRACE
 from editable.benchmarks import common, memory
-from editable.benchmarks.memory import books, forward, keys, lookup, readers, reopen, room, scan, writes
+from editable.benchmarks.memory import books, forward, keys, lookup, readers, reopen, room, scan, switch, writes
 from editable.benchmarks.memory.books import KINDS, PROBED, Filled
 from editable.benchmarks.memory.forward import Timed
 from editable.benchmarks.memory.keys import Real
@@ -27,6 +27,7 @@ from editable.benchmarks.memory.setting import Setting, Tail
 from editable.benchmarks.prompts import Prompts
 from editable.benchmarks.report import Table
 from editable.datasets import Case, Question
+from editable.memory import index
 from editable.memory.radius import Codebook, Placed
 from tests.benchmarks.conftest import printed
 from tests.families import PROMPTS, TARGETS, Loaded
@@ -364,7 +365,8 @@ def test_a_state_of_grace_holds_the_book(few: Filled) -> None:
     assert state.routes.book.codebook is few.book
     assert state.spans.view.tolist() == state.routes.spans.view.tolist() == [[0, 1]] * 40
     assert state.values.view.shape == (1, 5)
-    assert (state.routes.answers.view.tolist(), state.routes.firsts.tolist()) == ([3], [3])
+    assert state.routes.answers.view.tolist() == [3]
+    assert state.routes.openings.ending(np.array([[9, 3]]), np.array([1]), 1).tolist() == [[True]]
 
 
 def test_a_log_that_is_written_is_opened_with_all_its_edits(setting: Setting, tmp_path: Path) -> None:
@@ -393,8 +395,9 @@ def test_every_part_on_a_tiny_model(
     which: str, tiny_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = "--counts 20,50 --searched 30 --repeats 1 --scans 2 --forwards 2 --writes 5 --seconds 0.4 --reopen 8"
+    parts = ",".join(name for name in memory.PARTS if name != "switch")  # thousands of keys as narrow as these
     options = [*tiny_options, "--keys", which, *small.split(), "--reopen-rounds", "2", "--results", str(tmp_path)]
-    memory.main(options)
+    memory.main([*options, "--parts", parts])
     found = printed(capsys)
     assert found["quality"]["readers"] == {"torn_answers": 0}
     for count in ("20 keys", "50 keys"):
@@ -422,4 +425,12 @@ def test_parts_come_in_their_order_and_unknown_ones_are_named(capsys: pytest.Cap
     with pytest.raises(SystemExit):
         memory.options(["--parts", "lookup,speed"])
     said = capsys.readouterr().err
-    assert "unknown parts speed, expected some of lookup, forward, writes, room, readers, reopen" in said
+    assert "unknown parts speed, expected some of lookup, forward, writes, room, readers, switch, reopen" in said
+
+
+def test_the_switch_is_looked_for_around_it(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "SCANNED", 40 * setting.real.keys.shape[1])
+    part = switch.run(setting)
+    assert list(part.timing) == [f"{count} keys" for count in (10, 20, 40, 80, 160, 320)]
+    assert all(0 < one["low"] <= one["high"] for one in part.timing.values())
+    assert "comes with 40 keys" in part.tables[0].title

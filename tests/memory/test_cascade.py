@@ -83,7 +83,7 @@ class Twins:
 def limits(first: int) -> Iterator[None]:
     """From so many keys on there is an index."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(radius, "FIRST", first)
+        patch.setattr(radius, "first", lambda _features: first)
         yield
 
 
@@ -342,7 +342,7 @@ def test_a_book_gets_an_index_and_cells_in_its_time() -> None:
         twins = twins.add(torch.tensor([float(row), 0.0]), str(row), str(row), 0.1)
         known = twins.indexed.index
         seen.append(-1 if known is None else known.sorted_rows)
-    assert seen[:3] == [-1, -1, -1]  # FIRST is 4
+    assert seen[:3] == [-1, -1, -1]  # the first index comes with 4
     assert seen[3] == 0  # a few sketches, no cells
     assert seen[-1] > 6  # LATEST is 6
 

@@ -20,7 +20,7 @@ from editable.memory import cells, index, placing, radius, retold
 from editable.memory.placing import KINDS, Life
 from editable.memory.radius import Codebook, Placed
 
-INDEXED = {"FIRST": 4, "LATEST": 6, "REGROW": 3, "STRAYS": 2, "PENDING": 2}
+INDEXED = {"LATEST": 6, "REGROW": 3, "STRAYS": 2, "PENDING": 2}
 
 
 @pytest.fixture(params=["scanned", "indexed"])
@@ -30,7 +30,7 @@ def soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setattr(cells, "CELLS_PER_ROOT", 1.0)
         for name in ("LATEST", "REGROW", "STRAYS", "PENDING"):
             monkeypatch.setattr(index, name, INDEXED[name])
-        monkeypatch.setattr(radius, "FIRST", INDEXED["FIRST"])
+        monkeypatch.setattr(radius, "first", lambda _features: 4)
         monkeypatch.setattr(radius, "AT_ONCE", 2)
         for name in ("DIRECT", "GUESSED"):
             monkeypatch.setattr(retold, name, 1)
