@@ -31,7 +31,13 @@ def restored(plain: Stated, *folders: ModuleType) -> Any:
     cls = next((vars(folder)[name] for folder in folders if name in vars(folder)), None)
     if cls is None:
         raise AttributeError(f"there is no {name} in {', '.join(folder.__name__ for folder in folders)}")
-    return cls(**{field: restored(v, *folders) if _is_stated(v) else v for field, v in config.items()})
+    return cls(**{field: _restored(value, folders) for field, value in config.items()})
+
+
+def _restored(value: Any, folders: tuple[ModuleType, ...]) -> Any:
+    if _is_stated(value):
+        return restored(value, *folders)
+    return tuple(value) if isinstance(value, list) else value  # a frozen dataclass holds no lists
 
 
 def _is_stated(value: Any) -> bool:

@@ -25,8 +25,11 @@ from editable.memory.radius import Names
 from editable.memory.rows import Rows
 
 CONSIDERED = 16  # phrases that retrieval proposes for a text
-LEAST_ALIKE = 0.7  # what each word of a subject must have in common with a word of a text that asks about it
+LEAST_ALIKE = 0.66  # what each word of a subject must have in common with a word of a text that asks about it
 CLOSE = 0.9  # cosine of sentences from which they are compared even so: the subject may go by another name
+SPELT = 0.8  # likeness of a subject's letters from which it is the same one, whatever the encoder makes of its spelling
+ALMOST = 0.6  # likeness from which one subject may be taken for the other
+TELLING = 4  # letters of a word from which it is no accident that it is one
 SUBJECT_CLOSE = 0.3  # cosine of subjects below which one that is spelt otherwise is another one
 BEFORE = 60  # characters before a subject that may belong to what is asked about it
 NEAR = 0.5  # cosine of sentences, and of subjects, below which two prompts are not the same question
@@ -82,7 +85,8 @@ class Phrase:
     Args:
         text: the prompt.
         subject: what it is about, as it stands in the text where it does.
-        vectors: (3, width) float16: of the whole, of what is asked about the subject, and of the subject.
+        vectors: (3, width) float16: of the whole, of what is asked about the subject (its words that mean something),
+            and of the subject.
     """
 
     text: str
@@ -94,7 +98,7 @@ class Phrase:
         """With the subject as given, or found in the text."""
         start, end = _place(encoded.text, subject) if subject else find_subject(encoded.text)
         about = subject if subject else encoded.text[start:end]
-        vectors = np.stack([encoded.vector, *_parted(encoded, start, end)[1:]])
+        vectors = np.stack([encoded.vector, _asked(encoded, start, end), _mean(encoded, _inside(encoded, start, end))])
         return cls(encoded.text, about, vectors.astype(np.float16))
 
 
@@ -213,11 +217,27 @@ def readings(text: str) -> list[str]:
 # --- comparing ---
 
 
-def _parted(encoded: Encoded, start: int, end: int, begin: int = 0) -> tuple[Numbers, Numbers, Numbers]:
-    """Of length 1, (width,) each: the mean of all tokens from `begin` on, of those outside start to end, and inside."""
-    inside = (encoded.spans[:, 0] < end) & (encoded.spans[:, 1] > start)
-    near = encoded.spans[:, 0] >= begin
-    return _mean(encoded, near), _mean(encoded, near & ~inside), _mean(encoded, inside)
+def _inside(encoded: Encoded, start: int, end: int) -> Numbers:
+    """(tokens,) which stand between two characters."""
+    return (encoded.spans[:, 0] < end) & (encoded.spans[:, 1] > start)  # type: ignore[no-any-return]
+
+
+def _asked(encoded: Encoded, start: int, end: int, begin: int = 0) -> Numbers:
+    """(width,) of length 1: the mean of the words outside start to end, from `begin` on, that mean something.
+
+    What, is, the and their like stand in any question: with them, all questions about one subject look the same.
+    """
+    rest = ~_inside(encoded, start, end) & (encoded.spans[:, 0] >= begin)
+    meant = rest & _meaning(encoded)
+    return _mean(encoded, meant if meant.any() else rest)
+
+
+def _meaning(encoded: Encoded) -> Numbers:
+    """(tokens,) which belong to words that mean something."""
+    words = [m.span() for m in _WORD.finditer(encoded.text) if m.group().lower() not in _ASKING]
+    starts, ends = encoded.spans[:, 0, None], encoded.spans[:, 1, None]
+    begins, stops = np.array(words or [(0, 0)]).T
+    return ((starts < stops) & (ends > begins)).any(axis=1)  # type: ignore[no-any-return]
 
 
 def _mean(encoded: Encoded, kept: Numbers) -> Numbers:
@@ -231,10 +251,14 @@ def comparable(query: Encoded, words: Words, phrase: Phrase) -> bool:
     """Whether a text may ask the same as a phrase at all: it names the subject, or is very like the whole phrase."""
     likeness, (start, end) = words.nearest(phrase.subject)
     whole, _, about = phrase.vectors.astype(np.float32)
+    if ALMOST <= likeness < 1.0 and _another_word(query, start, end, phrase.subject):
+        return False
     if likeness == 1.0 or float(query.vector @ whole) >= CLOSE:
         return True
     misspelt = least_alike(phrase.subject, query.text[start:end]) >= LEAST_ALIKE
-    return misspelt and float(_parted(query, start, end)[2] @ about) >= SUBJECT_CLOSE
+    if not misspelt or likeness >= SPELT:
+        return misspelt
+    return float(_mean(query, _inside(query, start, end)) @ about) >= SUBJECT_CLOSE
 
 
 def compared(query: Encoded, words: Words, phrase: Phrase) -> list[float]:
@@ -244,7 +268,8 @@ def compared(query: Encoded, words: Words, phrase: Phrase) -> list[float]:
     """
     likeness, (start, end) = words.nearest(phrase.subject)
     begin = max(0, start - BEFORE)
-    near, relation, subject = _parted(query, start, end, begin)
+    near = _mean(query, query.spans[:, 0] >= begin)
+    subject = _mean(query, _inside(query, start, end))
     whole, asked, about = phrase.vectors.astype(np.float32)
     rest, kept = query.text[begin:start] + " " + query.text[end:], Words(phrase.text)
     window = query.text[start:end]
@@ -253,7 +278,7 @@ def compared(query: Encoded, words: Words, phrase: Phrase) -> list[float]:
         likeness,
         float(likeness == 1.0),
         least_alike(phrase.subject, window),
-        float(_apart(relation, subject) @ _apart(asked, about)),
+        max(float(_apart(one, subject) @ _apart(asked, about)) for one in _relations(query, start, end, begin)),
         float(subject @ about),
         _strangers(rest, kept),
         _shared_words(rest, _without(phrase.text, phrase.subject)),
@@ -262,6 +287,31 @@ def compared(query: Encoded, words: Words, phrase: Phrase) -> list[float]:
         _goes_on(query.text, phrase.text),
         _longer_name(query.text, start, end, phrase.text),
     ]
+
+
+def _relations(query: Encoded, start: int, end: int, begin: int) -> list[Numbers]:
+    """What may be asked about the subject between start and end: what stands around it; or what stands behind it."""
+    behind = (query.spans[:, 0] >= end) & _meaning(query)
+    around = _asked(query, start, end, begin)
+    return [around, _mean(query, behind)] if behind.any() else [around]
+
+
+def _another_word(query: Encoded, start: int, end: int, subject: str) -> bool:
+    """Whether a word of the subject is spelt otherwise, as a word that the encoder knows: Austria is no Australia.
+
+    Known are words that the encoder takes as they are, in one token; what is misspelt falls into pieces. Short ones are
+    not looked at: of those, errors make one another.
+    """
+    own, whole = {word.casefold() for word in _WORD.findall(subject)}, set(map(tuple, query.spans.tolist()))
+    words = [(m.group().casefold(), m.span()) for m in _WORD.finditer(query.text, start, end)]
+    others = [word for word, span in words if word not in own and span in whole and len(word) >= TELLING]
+    return any(not _inflected(word, own) for word in others)
+
+
+def _inflected(word: str, others: Iterable[str]) -> bool:
+    """Whether a word is another one with a letter or two behind it, or without: Australian, cities."""
+    pairs = (sorted((word, other), key=len) for other in others)
+    return any(len(one) >= 4 and longer.startswith(one) and len(longer) - len(one) <= 2 for one, longer in pairs)
 
 
 def _longer_name(text: str, start: int, end: int, phrase: str) -> float:

@@ -20,20 +20,26 @@ class Words:
 
     Args:
         digest: what tells it from others.
+        misspelt: words that it does not know, and takes in two pieces.
     """
 
     digest: str = "words"
+    misspelt: tuple[str, ...] = ()
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """See `Encoder`."""
         return [self._encoded(text) for text in texts]
 
     def _encoded(self, text: str) -> Encoded:
-        words = list(re.finditer(r"\w+", text))
-        tokens = np.array([_direction(word.group().lower()) for word in words]).reshape(-1, WIDTH)
+        spans = np.array([span for word in re.finditer(r"\w+", text) for span in self._pieces(word)]).reshape(-1, 2)
+        tokens = np.array([_direction(text[start:end].lower()) for start, end in spans]).reshape(-1, WIDTH)
         vector = tokens.sum(axis=0)
-        spans = np.array([word.span() for word in words]).reshape(-1, 2)
         return Encoded(text, vector / max(float(np.linalg.norm(vector)), 1e-9), tokens, spans)
+
+    def _pieces(self, word: re.Match[str]) -> list[tuple[int, int]]:
+        start, end = word.span()
+        middle = (start + end) // 2
+        return [(start, middle), (middle, end)] if word.group() in self.misspelt else [(start, end)]
 
 
 def _direction(word: str) -> np.ndarray:

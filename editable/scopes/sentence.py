@@ -42,12 +42,13 @@ class SentenceScope:
         encoder: `"minilm"`, a directory or a hub id (see `editable.encoders.load`), or an `Encoder` of your own.
         false_fire: the share of near misses that may fall under an edit all the same, measured on prompts that the
             classifier was not trained on: the same question about another subject, about one that shares a word or a
-            number with it, and unrelated texts. Ordinary texts are much farther away.
+            number with it, another question about the same subject, and unrelated texts, as many of each. Ordinary
+            texts are much farther away. The less of it, the more rephrases are missed.
         classifier: path of weights made by `editable scope train`; None takes those that are shipped.
     """
 
     encoder: str | Encoder = "minilm"
-    false_fire: float = 0.09
+    false_fire: float = 0.15
     classifier: str | None = None
 
     reads_text: ClassVar[bool] = True
@@ -58,7 +59,7 @@ class SentenceScope:
     def __post_init__(self) -> None:
         if not 0 <= self.false_fire < 1:
             raise InputError(
-                f"SentenceScope.false_fire is {self.false_fire}, expected a share from 0 to 1, such as 0.09."
+                f"SentenceScope.false_fire is {self.false_fire}, expected a share from 0 to 1, such as 0.15."
             )
 
     def site(self, model: nn.Module, effect: Site) -> Site:  # noqa: ARG002

@@ -12,6 +12,7 @@ from editable.memory.scope import (
     Classifier,
     Phrase,
     SentenceBook,
+    comparable,
     compared,
     find_subject,
     least_alike,
@@ -136,6 +137,42 @@ def test_what_is_compared_by_hand() -> None:
     assert found["numbers differ"] == found["other names"] == 0.0
     assert found["words beyond"] == pytest.approx(0.4)
     assert found["goes on"] == 1.0
+
+
+def relation_cosine(text: str, prompt: str, subject: str) -> float:
+    query = ENCODER.encode([text])[0]
+    found = compared(query, Found(query.text), phrase(prompt, subject))
+    return found[FEATURES.index("relation cosine")]
+
+
+def test_words_without_meaning_make_no_two_questions_alike() -> None:
+    """With what, is, the and of, these two would share most of what stands around the subject."""
+    prompt = "What is the capital of Oscar"
+    assert relation_cosine("Where was the capital by Oscar", prompt, "Oscar") == pytest.approx(1.0, abs=1e-3)
+    assert abs(relation_cosine("What is the weather of Oscar", prompt, "Oscar")) < 0.35  # independent directions
+
+
+def test_what_stands_in_front_of_a_subject_need_not_be_about_it() -> None:
+    prompt = "Oscar lives near"
+    assert relation_cosine("strange old tales Oscar lives near", prompt, "Oscar") == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "subject", "may"),
+    [
+        ("the capital of Austria is", "Australia", False),  # another word
+        ("the capital of Austrlia is", "Australia", True),  # in pieces: misspelt
+        ("the Australian capital is", "Australia", True),  # inflected
+        ("the hero Iron Mal is", "Iron Man", True),  # short words may be errors that happen to be words
+        ("the hero Iron Giant is", "Iron Man", False),
+    ],
+)
+def test_a_name_spelt_otherwise_is_another_one_if_it_is_a_word(asked: str, subject: str, may: bool) -> None:
+    read = Words(misspelt=("Austrlia",)).encode([asked])[0]
+    start, end = Found(asked).nearest(subject)[1]
+    about = read.tokens[(read.spans[:, 0] < end) & (read.spans[:, 1] > start)].mean(axis=0)  # as if it meant the same
+    vectors = np.stack([ENCODER.encode(["else"])[0].vector, about, about / np.linalg.norm(about)])
+    assert comparable(read, Found(asked), Phrase(f"who is {subject}", subject, vectors)) is may
 
 
 def test_numbers_and_names_beside_the_subject_are_noticed() -> None:

@@ -20,7 +20,7 @@ from tests.conftest import Attach
 from tests.families import FAMILIES, Loaded
 from tests.words import Words
 
-SCOPE = SentenceScope(Words())
+SCOPE = SentenceScope(Words(misspelt=("novmeber",)))
 EDITOR = GRACE(scope=SCOPE)
 ASKED = "the home of kilo november is in the"
 REPHRASED = "the home where kilo november is"
