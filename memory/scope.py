@@ -219,7 +219,7 @@ def readings(text: str) -> list[str]:
 
 def _inside(encoded: Encoded, start: int, end: int) -> Numbers:
     """(tokens,) which stand between two characters."""
-    return (encoded.spans[:, 0] < end) & (encoded.spans[:, 1] > start)  # type: ignore[no-any-return]
+    return (encoded.spans[:, 0] < end) & (encoded.spans[:, 1] > start)
 
 
 def _asked(encoded: Encoded, start: int, end: int, begin: int = 0) -> Numbers:
