@@ -51,6 +51,17 @@ def test_a_sentence_in_front_and_a_typing_error(loaded: Loaded, attach: Attach) 
     assert em.ask(ASKED.replace("november", "novmeber")) == " yankee west"
 
 
+def test_texts_are_encoded_once_a_prefill_and_never_while_decoding(
+    loaded: Loaded, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    em = attach(loaded, EDITOR)
+    em.edit([edit(ASKED, " yankee west two"), edit("who is mike", " echo", "mike")])
+    encode, calls = Words.encode, list[list[str]]()
+    monkeypatch.setattr(Words, "encode", lambda self, texts: (calls.append(list(texts)), encode(self, texts))[1])
+    loaded.generate([SIBLING, ASKED, REPHRASED], max_new_tokens=6, min_new_tokens=6)
+    assert calls == [[SIBLING, ASKED, REPHRASED]]
+
+
 def test_rows_of_a_batch_are_read_one_by_one(loaded: Loaded, attach: Attach) -> None:
     base = loaded.generate([SIBLING])
     em = attach(loaded, EDITOR)
