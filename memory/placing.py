@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from editable.memory.radius import Codebook
 
 SPLIT_GAP = 1e-5  # what the older of two split balls gives up, so that they do not touch (GRACE's constant)
-GUESSED = 32  # keys measured first when the nearest is looked for: what they leave open is small
+GUESSED = 8  # keys measured first when the nearest is looked for: one of them nearly always is it
 FEW = 64  # rows that are faster looked at one by one
 
 Kind = Literal["add", "expand", "covered", "split"]

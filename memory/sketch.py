@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-COARSE = 31  # directions in a coarse sketch; one more number is the norm of the rest
-FINE = 96  # directions in a fine sketch, beyond the coarse ones; and again the norm of the rest
+COARSE = 63  # directions in a coarse sketch; one more number is the norm of the rest
+FINE = 64  # directions in a fine sketch, beyond the coarse ones; and again the norm of the rest
 SAMPLE = 4096  # vectors the directions are taken from
 UNIT = 2.0**-24  # relative error of one rounding to float32
 FINE_UNIT = 2.0**-8  # and to bfloat16, which only the stored one of two fine sketches suffers
