@@ -6,8 +6,9 @@ front, and must not for the same question about another subject.
 
 Edits go in one at a time. After 1, 10, 100 edits and the last, all so far are scored: the prompts and rephrases, forced
 and as free answers that end by themselves; the cases' own locality inputs and unrelated texts, by bits. After the last
-come perturbed rephrases, portability, CounterFact's scores, and a stream of conflicts: each edit made once more in the
-words of a rephrase, with another answer, and then asked in the words of both.
+come perturbed rephrases, portability, CounterFact's scores, other questions about the edits' subjects (in the words of
+another case), which should keep every bit, and a stream of conflicts: each edit made once more in the words of a
+rephrase, with another answer, and then asked in the words of both.
 
     editable bench scopes
     editable bench scopes --scopes ball,sentence --edits 700 --data zsre.json --unrelated nq_open.jsonl
@@ -55,12 +56,14 @@ class Found:
     Args:
         checkpoints: number of edits to what all of them came to.
         perturbed: kind of perturbation to accuracy on the rephrases that have it, and on these before.
+        others: of other questions about the edits' subjects, how many, and the share that is bit-equal.
         conflicts: accuracy of later answers, asked in the later words and in the earlier ones.
         insert_seconds: of each edit.
     """
 
     checkpoints: dict[int, dict[str, Any]]
     perturbed: dict[str, dict[str, Any]]
+    others: dict[str, Any]
     conflicts: dict[str, Any]
     insert_seconds: list[float]
 
@@ -73,7 +76,7 @@ def options() -> ArgumentParser:
     parser.add_argument("--edits", type=int, default=100, help="cases")
     parser.add_argument("--questions", type=int, default=200, help="unrelated texts, at most")
     parser.add_argument("--subjects", choices=("given", "found"), default="given", help="whether edits name theirs")
-    parser.add_argument("--parts", default="all,perturbed,conflicts", help="what to measure")
+    parser.add_argument("--parts", default="all,perturbed,others,conflicts", help="what to measure")
     return parser
 
 
@@ -104,7 +107,7 @@ def measured(
 ) -> Found:
     """One method, on a model that is given back as it was."""
     unrelated, parts = common.unrelated(chosen, chosen.questions), chosen.parts.split(",")
-    found = Found({}, {}, {}, [])
+    found = Found({}, {}, {}, {}, [])
     with editors.attached(name, method, model, tokenizer) as system:
         for count, case in enumerate(cases, start=1):
             found.insert_seconds.append(_timed(lambda edit=case.edit: system.insert([edit])))  # type: ignore[misc]
@@ -113,6 +116,9 @@ def measured(
                 common.note(f"{name}: {count} edits scored")
         if "perturbed" in parts:
             found.perturbed.update(_perturbed(system, cases, chosen.seed))
+        if "others" in parts:
+            asked = list(other_questions(cases, chosen.seed))
+            found.others.update({"asked": len(asked), **drift_summary(drifts(system, asked, base))})
         if "conflicts" in parts:
             system.reset()
             found.conflicts.update(_conflicts(system, cases))
@@ -173,6 +179,17 @@ def _accuracy(system: System, questions: Sequence[Question]) -> dict[str, float]
     return None if accuracy is None else asdict(accuracy)
 
 
+def other_questions(cases: Sequence[Case], seed: int) -> Iterator[str]:
+    """Each edit's subject in the words of another case that asks something else."""
+    draw = random.Random(seed)
+    own = {str(c.edit.subject): str(c.edit.prompt) for c in cases if c.edit.subject and c.edit.subject in c.edit.prompt}
+    forms = {subject: prompt.replace(subject, "{}") for subject, prompt in own.items()}
+    for subject, form in forms.items():
+        others = [one for one in dict.fromkeys(forms.values()) if one != form]
+        if others:
+            yield draw.choice(others).replace("{}", subject)
+
+
 # --- conflicts ---
 
 
@@ -213,6 +230,9 @@ def tables(found: dict[str, Found]) -> list[Table]:
         ]
         header = ("", "rephrases with a", "forced, plain", "so", "exact, plain", "so")
         made.append(Table("rephrases made harder", header, rows))
+    if any(one.others for one in found.values()):
+        rows = [[name, one.others["asked"], one.others["bit_equal_share"]] for name, one in found.items() if one.others]
+        made.append(Table("other questions about the edits' subjects", ("", "asked", "bit-equal"), rows))
     if any(one.conflicts for one in found.values()):
         words = ("later words", "earlier words")
         rows = [
@@ -258,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _rest(found: Found) -> dict[str, Any]:
-    return {"perturbed": found.perturbed, "conflicts": found.conflicts}
+    return {"perturbed": found.perturbed, "others": found.others, "conflicts": found.conflicts}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from editable import Edit, EditableModel
 from editable.adapters import GRACE
 from editable.configuration import restored, stated
 from editable.errors import InputError
+from editable.memory.scope import Encoded
 from editable.scopes import BallScope, SentenceScope
 from editable.scopes.sentence import SURE, _share
 from tests.conftest import Attach
@@ -57,7 +59,12 @@ def test_texts_are_encoded_once_a_prefill_and_never_while_decoding(
     em = attach(loaded, EDITOR)
     em.edit([edit(ASKED, " yankee west two"), edit("who is mike", " echo", "mike")])
     encode, calls = Words.encode, list[list[str]]()
-    monkeypatch.setattr(Words, "encode", lambda self, texts: (calls.append(list(texts)), encode(self, texts))[1])
+
+    def counted(self: Words, texts: Sequence[str]) -> list[Encoded]:
+        calls.append(list(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(Words, "encode", counted)
     loaded.generate([SIBLING, ASKED, REPHRASED], max_new_tokens=6, min_new_tokens=6)
     assert calls == [[SIBLING, ASKED, REPHRASED]]
 
