@@ -65,8 +65,8 @@ def refuse_failed(
         VerificationError: with every failing edit's report.
     """
     failed = [
-        f"{as_text(request.edit.prompt):.60} -> {request.edit.target!r}: "
-        f"reliability {check.reliability:.2f} (expected 1.00), locality {check.locality:.2f} (expected 1.00); the model said {decode(tokens)!r}"
+        f"{as_text(request.edit.prompt):.60} -> {request.edit.target!r}: reliability {check.reliability:.2f} "
+        f"(expected 1.00), locality {check.locality:.2f} (expected 1.00); the model said {decode(tokens)!r}"
         for request, check, tokens in zip(requests, checks, said, strict=True)
         if check.reliability < 1 or check.locality < 1
     ]

@@ -91,6 +91,6 @@ class Workshop:
         return verify.locality(request.edit.locality, self.probe, lambda: self._showing(Snapshot()))
 
     def _decode(self, tokens: Tensor) -> str:
-        if self.reader.text and self.reader.tokenizer is not None:
-            return str(self.reader.tokenizer.decode(tokens))
-        return ", ".join(self.reader.labels.name(label) for label in tokens.tolist())
+        if not self.reader.text:
+            return ", ".join(self.reader.labels.name(label) for label in tokens.tolist())
+        return str(tokens.tolist() if self.reader.tokenizer is None else self.reader.tokenizer.decode(tokens))
