@@ -433,7 +433,7 @@ FAMILIES = (
     Family("resnet", "image_classifier", _resnet),
     Family("torchvision-resnet18", "image_classifier", _torchvision_resnet, needs="torchvision"),
     Family("torchvision-vit", "image_classifier", _torchvision_vit, needs="torchvision"),
-    Family("timm-resnet", "image_classifier", _timm("test_resnet", 14), needs="timm"),
+    Family("timm-resnet", "image_classifier", _timm("test_resnet", 16), needs="timm"),
     Family("timm-efficientnet", "image_classifier", _timm("test_efficientnet", 16), needs="timm"),
     Family("timm-convnext", "image_classifier", _timm("test_convnext", 13), needs="timm"),
     Family(
