@@ -9,8 +9,8 @@ nearby or not, as the model sees it. So generality is given for each kind of cha
 
 The photographs are those that the wheels of scikit-image and scikit-learn carry; nothing is downloaded. They have ten
 distinct ones in colour, fewer than edits, so five of them are cut into quarters, which makes 20 distinct pictures to be
-edited. Unrelated are the other five and eleven in grey, each whole and in quarters: 80 pictures. New labels are drawn
-from those that the model finds least likely of a hundred.
+edited. Unrelated are the other five and ten in grey, each whole and in quarters: 75 pictures. New labels are drawn from
+the hundred that the model finds least likely.
 
     editable bench photographs
     editable bench photographs --editor grace --set radius=6.0 --strength 0.2
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 EDITED = ("astronaut", "chelsea", "coffee", "rocket", "china")
 UNRELATED = (
     "motorcycle_left", "flower", "hubble_deep_field", "retina", "ihc",  # in colour
-    "camera", "gravel", "brick", "page", "moon", "grass", "cell", "clock_motion", "microaneurysms", "coins", "text",
+    "camera", "gravel", "brick", "page", "moon", "grass", "cell", "clock_motion", "coins", "text",
 )  # fmt: skip
 REPHRASES = ("shift", "rotate", "crop", "brightness", "fog")  # kinds of change that are given with an edit
 UNLIKELY = 100  # labels, from which a new one is drawn

@@ -393,7 +393,7 @@ def _timm(name: str, seed: int, **shape: Any) -> Build:
 
         with seeded(seed):
             model = timm.create_model(name, pretrained=False, num_classes=LABELS, **shape)
-            return _finish(_widened(_spread(model)), dtype), None
+            return _finish(_widened(_spread(model), width=4.0), dtype), None
 
     return build
 
@@ -411,13 +411,18 @@ def _spread(model: nn.Module) -> nn.Module:
     return model
 
 
-def _widened(model: nn.Module) -> nn.Module:
-    """Spread the answers of a fresh image model: its head starts too narrow, and off centre."""
+def _widened(model: nn.Module, width: float | None = None) -> nn.Module:
+    """Spread the answers of a fresh image model: its head starts too narrow, and off centre.
+
+    With a width, logits get this standard deviation.
+    """
     head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     nn.init.normal_(head.weight, std=2.0)
     with torch.no_grad():
-        centre = logits_of(model.eval()(torch.stack(images(8, seed=2)))).mean(dim=0)
-        head.bias.sub_(centre)
+        logits = logits_of(model.eval()(torch.stack(images(8, seed=2)))) - head.bias
+        scale = 1.0 if width is None else width / float((logits - logits.mean(dim=0)).std())
+        head.weight.mul_(scale)
+        head.bias.copy_(-scale * logits.mean(dim=0))
     return model
 
 
@@ -433,8 +438,8 @@ FAMILIES = (
     Family("resnet", "image_classifier", _resnet),
     Family("torchvision-resnet18", "image_classifier", _torchvision_resnet, needs="torchvision"),
     Family("torchvision-vit", "image_classifier", _torchvision_vit, needs="torchvision"),
-    Family("timm-resnet", "image_classifier", _timm("test_resnet", 16), needs="timm"),
-    Family("timm-efficientnet", "image_classifier", _timm("test_efficientnet", 16), needs="timm"),
+    Family("timm-resnet", "image_classifier", _timm("test_resnet", 11), needs="timm"),
+    Family("timm-efficientnet", "image_classifier", _timm("test_efficientnet", 18), needs="timm"),
     Family("timm-convnext", "image_classifier", _timm("test_convnext", 13), needs="timm"),
     Family(
         "timm-vit",
