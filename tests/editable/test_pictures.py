@@ -17,10 +17,16 @@ from torch import Tensor, nn
 
 from editable import Edit, EditableModel, augment, pictures
 from editable.adapters import GRACE
+from editable.asking import Asker
+from editable.datasets.case import Case, Question
+from editable.edited import EditedSystem
 from editable.errors import InputError
 from editable.inputs import Reader
+from editable.learn import shadow_of
 from editable.memory.log import Log
 from editable.pictures import Transform
+from editable.protocols import Protocol, run
+from editable.scoring import Base, drift_summary
 from tests.families import FAMILIES, LABELS, Loaded
 
 NAMES = ("ant", "bee", "crab", "dove", "emu", "fox", "gull")
@@ -251,3 +257,27 @@ def test_text_is_asked_without_pillow_and_timm(tmp_path: Path) -> None:
         "assert not editable.pictures.is_picture(object())\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=dict(os.environ))
+
+
+# -------------------------------------------------------------------------------------------------- neighbourhoods
+
+
+def test_changed_images_are_cases_of_a_protocol() -> None:
+    """One change is learned from, another is asked about, another picture is what must not change."""
+    loaded = load("timm-resnet")
+    transform = Transform(labels=NAMES)
+    spots = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    images = nn.functional.interpolate(spots, (32, 32), mode="bicubic").clamp(0, 1)
+    with closing(EditableModel(loaded.model, transform, GRACE())) as em:
+        cases = []
+        for index, image in enumerate(images[:3]):
+            near = augment.neighbours(image, 0.1, seed=index)
+            target = other(em, image)
+            edit = Edit(image, target, rephrases=[near["shift"]])
+            cases.append(Case(edit, (Question(near["crop"], (target,)),), (Question(images[4]),)))
+        base = Base(Asker(shadow_of(loaded.model), transform))
+        found = run(EditedSystem(em, "grace"), cases, base, Protocol("sequential"), [images[5]])
+        assert len(em.state("grace").routes.book.codebook) == 6
+    final = found.final.summary()
+    assert (final["success_rate_exact"], final["generalization_rate_exact"], final["bit_equal_share"]) == (1, 1, 1)
+    assert drift_summary(found.checkpoints[-1].unrelated)["bit_equal_share"] == 1
