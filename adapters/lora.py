@@ -83,7 +83,7 @@ class LoRA:
     def sites(self, model: nn.Module) -> Mapping[str, Site]:
         """Path to site; before them, where there is a scope, the site where rows are decided."""
         paths = self._paths(model)
-        return blocks.sites(model, self.scope, paths) if self.scope else {path: Site(path) for path in paths}
+        return blocks.sites(model, self.scope, paths) if self.scope else {path: Site(path, axis=-1) for path in paths}
 
     def _paths(self, model: nn.Module) -> list[str]:
         return linear_paths(model, self.targets) if self.targets is not None else late_linears(model, LATE)

@@ -98,8 +98,8 @@ def counts(text: str) -> list[int]:
     return found
 
 
-def prepare(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """Pin the threads, seed, and load the model and its tokenizer.
+def prepare(arguments: argparse.Namespace, **loading: Any) -> tuple[Any, Any]:
+    """Pin the threads, seed, and load the model and its tokenizer or transform; `loading` goes to `models.load`.
 
     Raises:
         InputError: --against is no run of this benchmark.
@@ -112,7 +112,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, Any]:
     transformers.logging.disable_progress_bar()
     from editable import models
 
-    return models.load(arguments.model)
+    return models.load(arguments.model, **loading)
 
 
 def cases(arguments: argparse.Namespace, limit: int | None = None) -> list[Case]:

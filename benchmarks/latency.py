@@ -24,6 +24,11 @@ edits are learned; the others are made from them, moved far away, and published 
     editable bench latency
     editable bench latency --editor grace --set values=single --counts 0,100,10000 --repeats 100
     editable bench latency --against benchmarks/results
+
+A model of images has one act, a forward of 1 or 8 pictures of blurred spots. Times do not depend on what the weights
+are, so `--random-weights` will do where there is no network:
+
+    editable bench latency --model torchvision/resnet18 --random-weights --counts 0,1000 --repeats 100
 """
 
 from __future__ import annotations
@@ -40,7 +45,8 @@ from torch import Tensor
 from editable import EditableModel
 from editable.benchmarks import bars, common, growth, report, timing
 from editable.benchmarks.bars import Bar
-from editable.benchmarks.prompts import Prompts, prompts, refuse_without_text
+from editable.benchmarks.prompts import Prompts, images, prompts, refuse_without_text
+from editable.errors import InputError
 from editable.learn import shadow_of
 
 COUNTS = "0,1,10,100,1000,10000,100000"
@@ -59,6 +65,10 @@ class Pair:
     base: Any
     pad: int
     rng: np.random.Generator
+
+    def forward(self, images: Tensor, repeats: int) -> dict[str, list[float]]:
+        """Seconds of forwards over images."""
+        return timing.interleaved(self._sides(lambda m: m(images)), repeats, WARMUP, self.rng)
 
     def prefill(self, ids: Tensor, repeats: int) -> dict[str, list[float]]:
         """Seconds of whole forwards."""
@@ -170,7 +180,7 @@ def measure(
     em: EditableModel, given: Prompts, counts: Sequence[int], repeats: int, rng: np.random.Generator
 ) -> Findings:
     """Everything, with more and more edits."""
-    pair = Pair(em.model, shadow_of(em.model), em.tokenizer.pad_token_id, rng)
+    pair = Pair(em.model, shadow_of(em.model), getattr(em.tokenizer, "pad_token_id", 0), rng)
     found = Findings()
     for count in counts:
         _reach(em, given, count, rng)
@@ -199,7 +209,9 @@ def _cells(em: EditableModel, pair: Pair, given: Prompts, count: int, kind: str,
             "prefill": lambda p=part, t=times: pair.prefill(p, t),  # type: ignore[misc]
             "decode": lambda p=part, t=times: pair.decode(p, t, steps),  # type: ignore[misc]
         }
-        if batch == 1:
+        if em.images:
+            acts = {"forward": lambda p=part, t=times: pair.forward(p, t)}  # type: ignore[misc]
+        elif batch == 1:
             acts["generate"] = lambda p=part: pair.generate(p, max(2, repeats // 8))  # type: ignore[misc]
         found += [_cell(em, pair, (act, batch, count, kind), run) for act, run in acts.items()]
     return found
@@ -309,18 +321,38 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     common.add_editor(parser)
     parser.add_argument("--counts", type=common.counts, default=COUNTS, help=f"numbers of edits (default {COUNTS})")
     parser.add_argument("--repeats", type=int, default=12, help="pairs at batch 1 (default 12); fewer at batch 8")
+    parser.add_argument("--random-weights", action="store_true", help="of a torchvision/ or timm/ model: load none")
     return parser.parse_args(argv)
+
+
+def _weights(chosen: argparse.Namespace) -> dict[str, Any]:
+    """What the model's library is told so that it loads none; nothing where that is not asked for.
+
+    Raises:
+        InputError: it is asked for a model of neither library.
+    """
+    library = chosen.model.partition("/")[0]
+    without: dict[str, dict[str, Any]] = {"torchvision": {"weights": None}, "timm": {"pretrained": False}}
+    if chosen.random_weights and library not in without:
+        raise InputError(
+            f"--random-weights is for models of torchvision and timm, got --model {chosen.model}; name one such as "
+            "torchvision/resnet18, or leave it out."
+        )
+    return without[library] if chosen.random_weights else {}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and show."""
     chosen = options(argv)
     editor = common.editor(chosen)
-    model, tokenizer = common.prepare(chosen)
-    refuse_without_text(model, tokenizer, "latency")
-    given = prompts(tokenizer, common.cases(chosen, 200), common.unrelated(chosen, 200))
+    model, tokenizer = common.prepare(chosen, **_weights(chosen))
     machine = common.machine_card(model)
     with EditableModel(model, tokenizer, editor=editor) as em:
+        if em.images:
+            given = images(tokenizer, chosen.seed)
+        else:
+            refuse_without_text(model, tokenizer, "latency")
+            given = prompts(tokenizer, common.cases(chosen, 200), common.unrelated(chosen, 200))
         found = measure(em, given, chosen.counts, chosen.repeats, np.random.default_rng(chosen.seed))
     plots = [report.Plot("ratio", draw(found))]
     said = report.Report("latency", machine, common.given(chosen), quality(found), times(found), tables(found), plots)

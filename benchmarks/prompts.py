@@ -1,21 +1,24 @@
-"""Prompts of one length, so that every forward that is timed does the same work: some that edits are about, some not.
+"""Prompts of one size, so that every forward that is timed does the same work: some that edits are about, some not.
 
-Knows text and tokenizers. Refuses to know what is done with them.
+Knows text, tokenizers and pictures. Refuses to know what is done with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from editable import Edit
 from editable.datasets import Case
 from editable.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 TOKENS = 16  # of every prompt, those included that the tokenizer puts around a text
 ROWS = 8  # prompts of each kind
@@ -23,13 +26,14 @@ ROWS = 8  # prompts of each kind
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """ROWS prompts of TOKENS tokens each.
+    """ROWS prompts of TOKENS tokens each, or ROWS images.
 
     Args:
-        miss: (ROWS, TOKENS) ids of prompts that no edit is about.
-        hit: (ROWS, TOKENS) ids of the prompts of `edits`.
+        miss: (ROWS, TOKENS) ids of prompts that no edit is about, or images (ROWS, channels, height, width).
+        hit: the same of the prompts of `edits`.
         edits: requests to be learned.
-        answer_tokens: tokens of the shortest target: so long do all rows of a batch of hits follow their answers.
+        answer_tokens: tokens of the shortest target: so long do all rows of a batch of hits follow their answers; 0 for
+            images.
     """
 
     miss: Tensor
@@ -38,7 +42,7 @@ class Prompts:
     answer_tokens: int
 
     def hits(self, edits: int) -> Tensor:
-        """(ROWS, TOKENS) hits on the first so many edits, repeated where there are fewer than ROWS."""
+        """(ROWS, ...) hits on the first so many edits, repeated where there are fewer than ROWS."""
         return self.hit[torch.arange(ROWS) % min(edits, ROWS)]
 
 
@@ -74,6 +78,17 @@ def prompts(tokenizer: Any, cases: Iterable[Case], questions: Sequence[str]) -> 
     targets = [tokenizer(str(edit.target), add_special_tokens=False)["input_ids"] for edit in hit]
     ids = _ids(tokenizer, miss), _ids(tokenizer, [str(edit.prompt) for edit in hit])
     return Prompts(*ids, hit, max(1, min(map(len, targets))))
+
+
+def images(transform: Callable[[Image], Tensor], seed: int) -> Prompts:
+    """Pictures of blurred spots, of the size that the transform makes, and edits of half of them to some label."""
+    from PIL import Image
+
+    channels, height, width = transform(Image.new("RGB", (256, 256))).shape
+    spots = torch.randn(2 * ROWS, channels, 7, 7, generator=torch.Generator().manual_seed(seed))
+    made = nn.functional.interpolate(spots, (height, width), mode="bicubic")
+    edits = [Edit(image, label) for label, image in enumerate(made[ROWS:])]
+    return Prompts(made[:ROWS], made[ROWS:], edits, 0)
 
 
 def _edits(tokenizer: Any, cases: Iterable[Case], questions: Sequence[str]) -> Iterator[Edit]:

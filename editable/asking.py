@@ -28,7 +28,7 @@ class Asker:
 
     Args:
         model: a Hugging Face or torchvision model, edited or not.
-        tokenizer: what reads text for it; None for models without text.
+        tokenizer: what reads text or pictures for it, as `EditableModel` takes it.
         rows: most rows in one forward.
     """
 
@@ -91,8 +91,8 @@ class Asker:
         with torch.no_grad():
             output = self.model(**self.reader.stack([one.arguments for one in wanted]))
         labels = getattr(output, "logits", output).argmax(dim=-1).tolist()
-        names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
-        return [Answer(str(names.get(label, label)), (label,)) for label in labels]
+        known = self.reader.labels
+        return [Answer(known.name(label), (label,)) for label in labels]
 
     def _continued(self, wanted: Sequence[Wanted]) -> list[Answer]:
         prompts = [one.arguments for one in wanted]

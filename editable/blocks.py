@@ -174,7 +174,8 @@ class Blocks:
 def sites(model: nn.Module, scope: Scope, paths: Sequence[str]) -> dict[str, Site]:
     """Role to site: where rows are decided, then the layers at `paths`."""
     prefix = "" if writes_text(model) else WHOLE
-    return {SCOPE: scope.site(model, Site(paths[0])), **{f"{prefix}{path}": Site(path) for path in paths}}
+    layers = {f"{prefix}{path}": Site(path, axis=-1) for path in paths}
+    return {SCOPE: scope.site(model, next(iter(layers.values()))), **layers}
 
 
 def path_of(role: str) -> str:

@@ -117,7 +117,7 @@ def _unpacked(tensors: Mapping[str, Tensor], path: str, scaling: float, device: 
 
 def fed(call: Call) -> Tensor:
     """(batch, positions, features) what went into the linear layer whose output is being changed."""
-    return Site("", side="input").read(call.fed)
+    return Site("", side="input", axis=-1).read(call.fed)
 
 
 def add(rows: Tensor, given: Tensor, delta: Delta) -> Tensor:

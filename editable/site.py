@@ -43,7 +43,8 @@ class Site:
     Args:
         path: dotted module path, as in `model.named_modules()`.
         side: act on what goes into the module (its first tensor argument) or on what comes out of it.
-        axis: the feature axis; None means the last one, or axis 1 of a (batch, channels, height, width) map.
+        axis: the feature axis; None means the last one, or axis 1 of a (batch, channels, height, width) map. Linear
+            layers take maps with the features last, so their sites say -1.
     """
 
     path: str
@@ -138,30 +139,33 @@ def writes_text(model: nn.Module) -> bool:
 def block_paths(model: nn.Module) -> list[str]:
     """Dotted paths of the repeated block stack in order: the decoder's, where there are two.
 
-    The stack is the longest ModuleList whose members share one class; the last such list wins a tie, which is the
-    decoder in encoder-decoder models.
+    The stack is the longest ModuleList whose members share one class, or where there is none the longest Sequential
+    (as in torchvision and timm); the last such list wins a tie, which is the decoder in encoder-decoder models.
 
     Raises:
         SiteError: there is no repeated stack.
     """
-    stacks = [(len(module), f"{name}.") for name, module in model.named_modules() if _is_stack(module)]
+    stacks = _stacks(model, nn.ModuleList) or _stacks(model, nn.Sequential)
     if is_seq2seq(model):
-        stacks = [s for s in stacks if "decoder" in s[1].split(".")] or stacks
+        stacks = [paths for paths in stacks if "decoder" in paths[0].split(".")] or stacks
     if not stacks:
         raise SiteError(
             f"{type(model).__name__} has no repeated block stack, expected a list of equal blocks; "
             "name the module to edit with site='...'."
         )
-    longest = max(count for count, _ in stacks)
-    prefix = [p for count, p in stacks if count == longest][-1]
-    return [f"{prefix}{i}" for i in range(longest)]
+    longest = max(len(paths) for paths in stacks)
+    return [paths for paths in stacks if len(paths) == longest][-1]
+
+
+def _stacks(model: nn.Module, kind: type[nn.Module]) -> list[list[str]]:
+    """The paths of the members of each stack, in the order of the tree."""
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, kind) and _is_stack(module)]
+    return [[f"{name}.{child}".removeprefix(".") for child, _ in module.named_children()] for name, module in lists]
 
 
 def _is_stack(module: nn.Module) -> bool:
-    if not isinstance(module, nn.ModuleList) or len(module) == 0:
-        return False
-    blocks = list(module)
-    has_children = any(True for _ in blocks[0].children())
+    blocks = list(module.children())
+    has_children = any(True for block in blocks[:1] for _ in block.children())
     return has_children and all(type(block) is type(blocks[0]) for block in blocks)
 
 
@@ -211,7 +215,8 @@ def feed_forward(model: nn.Module, block: str) -> FeedForward:
             "the two of a gated one; name another module with site='...'."
         )
     gated = len(up) == 2 or shapes[up[0]] == (narrow, 2 * wide)
-    return FeedForward(Site(f"{block}.{up[0]}", side="input"), Site(down), _activation(model, block), gated)
+    read, added = Site(f"{block}.{up[0]}", side="input", axis=-1), Site(down, axis=-1)
+    return FeedForward(read, added, _activation(model, block), gated)
 
 
 def units_place(model: nn.Module, path: str | None = None) -> FeedForward:
@@ -219,8 +224,9 @@ def units_place(model: nn.Module, path: str | None = None) -> FeedForward:
 
     They read what the last block's feed-forward reads, and add to the stream that leaves the block. That is the same as
     adding to the feed-forward's output, unless the block normalises that: then a unit's part is not normalised with it,
-    which would bound what it can do. In classifiers without a feed-forward (convolutional networks) units stand beside
-    the head: they read the pooled features and add to the logits.
+    which would bound what it can do. In classifiers without a feed-forward (convolutional networks), or whose longest
+    stack of blocks is not the last (networks in stages), units stand beside the head: they read the pooled features and
+    add to the logits.
 
     Args:
         model: any.
@@ -233,11 +239,19 @@ def units_place(model: nn.Module, path: str | None = None) -> FeedForward:
         linear = linear_shape(model.get_submodule(path)) is not None
         return _beside(path) if linear else _across(model, path)
     try:
-        return _across(model, block_paths(model)[-1])
+        last = block_paths(model)[-1]
+        return _across(model, last) if writes_text(model) or _ends(model, last) else _beside(classifier_head(model))
     except SiteError:
         if writes_text(model):
             raise
         return _beside(classifier_head(model))
+
+
+def _ends(model: nn.Module, block: str) -> bool:
+    """Whether no other stack of blocks comes after this block."""
+    names: list[str] = [name for name, _ in model.named_modules()]
+    firsts = [paths[0] for kind in (nn.ModuleList, nn.Sequential) for paths in _stacks(model, kind)]
+    return not any(names.index(f) > names.index(block) and not f.startswith(f"{block}.") for f in firsts)
 
 
 def _across(model: nn.Module, block: str) -> FeedForward:
@@ -334,8 +348,19 @@ def linear_paths(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             find_module(model, found[0] if found else pattern)  # a name that is not there is told with its neighbours
             kind = type(named[found[0]]).__name__
             raise SiteError(f"Module {found[0]!r} is a {kind}, expected a linear layer; name another one in targets.")
+        _refuse_uncalled(named, linear)
         wanted.update(linear)
     return [name for name in named if name in wanted]
+
+
+def _refuse_uncalled(named: Mapping[str, nn.Module], paths: Sequence[str]) -> None:
+    """Refuse layers that a hook at them would never see."""
+    for path in paths:
+        if isinstance(named.get(path.rpartition(".")[0]), nn.MultiheadAttention):
+            raise SiteError(
+                f"Module {path!r} is part of a MultiheadAttention, which uses its weight and never calls it, expected "
+                "a layer that is called; name another one in targets."
+            )
 
 
 def late_linears(model: nn.Module, share: float) -> list[str]:

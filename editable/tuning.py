@@ -159,7 +159,7 @@ def _rest(probe: Probe, model: nn.Module, batch: Batch, paths: Sequence[str]) ->
         site = Site(paths[0], side="input")
         vectors = probe.capture(batch, [site]).rows[site].squeeze(1)
         return lambda rows: model.get_submodule(site.path)(vectors[rows])[:, None]
-    return Probe(model, Reader(model)).resume(batch, Site(paths[0]))
+    return Probe(model, Reader(model)).resume(batch, Site(paths[0], axis=-1))
 
 
 def delta_of(layer: Any) -> Delta:

@@ -12,6 +12,7 @@ from editable.edit import ModelInput, Verification
 from editable.errors import VerificationError
 from editable.inputs import Request
 from editable.learn import Probe
+from editable.listing import as_text
 
 
 def reliability(requests: Sequence[Request], probe: Probe) -> list[tuple[float, Tensor]]:
@@ -64,8 +65,8 @@ def refuse_failed(
         VerificationError: with every failing edit's report.
     """
     failed = [
-        f"{request.edit.prompt!s:.60} -> {request.edit.target!r}: reliability {check.reliability:.2f} (expected 1.00), "
-        f"locality {check.locality:.2f} (expected 1.00); the model said {decode(tokens)!r}"
+        f"{as_text(request.edit.prompt):.60} -> {request.edit.target!r}: reliability {check.reliability:.2f} "
+        f"(expected 1.00), locality {check.locality:.2f} (expected 1.00); the model said {decode(tokens)!r}"
         for request, check, tokens in zip(requests, checks, said, strict=True)
         if check.reliability < 1 or check.locality < 1
     ]

@@ -39,7 +39,7 @@ class Workshop:
         if self._probe is None or not shares_storage(self._probe.model, self.model):
             shadow = shadow_of(self.model)
             self._hooks = Hooks(shadow, self.editors, lambda: self._shown, reading=self.reader.reading)
-            reader = Reader(shadow, self.reader.tokenizer)
+            reader = Reader(shadow, self.reader.transform if self.reader.images else self.reader.tokenizer)
             self._probe = Probe(shadow, reader, reference_prompts(), self._hooks.residents)
         return self._probe
 
@@ -91,6 +91,6 @@ class Workshop:
         return verify.locality(request.edit.locality, self.probe, lambda: self._showing(Snapshot()))
 
     def _decode(self, tokens: Tensor) -> str:
-        if self.reader.text and self.reader.tokenizer is not None:
-            return str(self.reader.tokenizer.decode(tokens))
-        return str(tokens.tolist())
+        if not self.reader.text:
+            return ", ".join(self.reader.labels.name(label) for label in tokens.tolist())
+        return str(tokens.tolist() if self.reader.tokenizer is None else self.reader.tokenizer.decode(tokens))

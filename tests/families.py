@@ -377,13 +377,52 @@ def _torchvision_resnet(dtype: torch.dtype) -> tuple[nn.Module, None]:
         return _finish(_widened(resnet18(num_classes=LABELS)), dtype), None
 
 
-def _widened(model: nn.Module) -> nn.Module:
-    """Spread the answers of a fresh image model: its head starts too narrow, and off centre."""
+def _torchvision_vit(dtype: torch.dtype) -> tuple[nn.Module, None]:
+    from torchvision.models import VisionTransformer
+
+    with seeded(10):
+        model = VisionTransformer(
+            image_size=32, patch_size=8, num_layers=3, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=LABELS
+        )
+        return _finish(_widened(_spread(model)), dtype), None
+
+
+def _timm(name: str, seed: int, **shape: Any) -> Build:
+    def build(dtype: torch.dtype) -> tuple[nn.Module, None]:
+        import timm
+
+        with seeded(seed):
+            model = timm.create_model(name, pretrained=False, num_classes=LABELS, **shape)
+            return _finish(_widened(_spread(model), width=4.0), dtype), None
+
+    return build
+
+
+def _spread(model: nn.Module) -> nn.Module:
+    """Wide layers, so that what a fresh model makes of an image depends on the image."""
+    for module in model.modules():
+        scale = getattr(module, "gamma", None)
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.4)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif isinstance(scale, nn.Parameter):
+            nn.init.ones_(scale)  # a fresh block's layer scale all but leaves it out
+    return model
+
+
+def _widened(model: nn.Module, width: float | None = None) -> nn.Module:
+    """Spread the answers of a fresh image model: its head starts too narrow, and off centre.
+
+    With a width, logits get this standard deviation.
+    """
     head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     nn.init.normal_(head.weight, std=2.0)
     with torch.no_grad():
-        centre = logits_of(model.eval()(torch.stack(images(8, seed=2)))).mean(dim=0)
-        head.bias.sub_(centre)
+        logits = logits_of(model.eval()(torch.stack(images(8, seed=2)))) - head.bias
+        scale = 1.0 if width is None else width / float((logits - logits.mean(dim=0)).std())
+        head.weight.mul_(scale)
+        head.bias.copy_(-scale * logits.mean(dim=0))
     return model
 
 
@@ -398,4 +437,14 @@ FAMILIES = (
     Family("vit", "image_classifier", _vit),
     Family("resnet", "image_classifier", _resnet),
     Family("torchvision-resnet18", "image_classifier", _torchvision_resnet, needs="torchvision"),
+    Family("torchvision-vit", "image_classifier", _torchvision_vit, needs="torchvision"),
+    Family("timm-resnet", "image_classifier", _timm("test_resnet", 11), needs="timm"),
+    Family("timm-efficientnet", "image_classifier", _timm("test_efficientnet", 18), needs="timm"),
+    Family("timm-convnext", "image_classifier", _timm("test_convnext", 13), needs="timm"),
+    Family(
+        "timm-vit",
+        "image_classifier",
+        _timm("vit_tiny_patch16_224", 12, img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4),
+        needs="timm",
+    ),
 )

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from editable import Edit, EditableModel, Receipt
 
 STORE = Path("edits.db")
-MODEL_HELP = "smollm2, a directory written by save_pretrained, a .gguf file, or a hub id."
+MODEL_HELP = (
+    "smollm2, efficientnet-lite0, a directory written by save_pretrained, a .gguf file, a hub id, torchvision/NAME or "
+    "timm/NAME."
+)
 FACTS_HELP = (
     "Facts, a JSON object a line: the fields of an edit, and wrong_prompts (after which its target is wrong) or "
     "wrong_targets (wrong answers to its prompt)."
@@ -56,7 +59,7 @@ app.add_typer(serac.serac, name="serac")
 
 @app.callback()
 def root() -> None:
-    """Edit a language model while it serves: correct it, ask it, look back, roll back.
+    """Edit a model while it serves: correct it, ask it, look back, roll back.
 
     Edits are kept in one store file; the weights are never written.
 
@@ -98,7 +101,7 @@ def demo(
 
 @app.command()
 def ask(
-    prompt: Annotated[str, Argument(help="The text to continue.")],
+    prompt: Annotated[str, Argument(help="The text to continue; the path of an image file for a model of images.")],
     at: Annotated[int | None, Option(help="Answer as of this version.", show_default="the latest")] = None,
     unedited: Annotated[bool, Option("--unedited", help="Answer as the base model.")] = False,
     max_new_tokens: Annotated[int, Option(min=1, help="Stop after this many tokens at the latest.")] = 64,
@@ -107,12 +110,13 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Print the model's answer."""
-    from editable.cli.opening import opened
+    from editable.cli.opening import opened, refuse_pictures
 
     if unedited and at is not None:
         raise typer.BadParameter("--unedited and --at exclude one another.")
     _refuse_empty(prompt)
     with opened(store, model) as em:
+        refuse_pictures(em, prompt)
         version = 0 if unedited else em.version if at is None else at
         with em.at(version):
             answer = em.ask(prompt, max_new_tokens)
@@ -124,17 +128,18 @@ def ask(
 
 @app.command()
 def explain(
-    prompt: Annotated[str, Argument(help="The text to be continued.")],
+    prompt: Annotated[str, Argument(help="The text to be continued, or the path of an image file.")],
     at: Annotated[int | None, Option(help="As of this version.", show_default="the latest")] = None,
     store: Store = STORE,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
     """Show which edits are considered for a prompt, which fires, and why the others do not."""
-    from editable.cli.opening import opened
+    from editable.cli.opening import opened, refuse_pictures
 
     _refuse_empty(prompt)
     with opened(store, model) as em, em.at(em.version if at is None else at):
+        refuse_pictures(em, prompt)
         explanation = em.explain(prompt)
     if as_json:
         terminal.tell(explanation.as_dict())
@@ -154,7 +159,7 @@ def latency(
     from editable.cli.opening import opened
 
     with opened(store, model) as em:
-        prompts = [*(edit.prompt for edit in em.edits[-timing.EDITS :]), timing.UNRELATED]
+        prompts = timing.prompts_of(em)
         paired, report = timing.measured(em, prompts, steps)
         about = {"version": em.version, "edits": len(em.edits)}
     if as_json:
@@ -201,10 +206,17 @@ def _lacks(lacking: bool) -> str:
 
 @app.command()
 def edit(
-    prompt: Annotated[str | None, Argument(help="An input that is answered wrongly.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None,
+        Argument(help="An input that is answered wrongly: text, or the path of an image file.", show_default=False),
+    ] = None,
     target: Annotated[
         str | None,
-        Argument(help="The right answer. Its leading space matters: it continues the prompt.", show_default=False),
+        Argument(
+            help="The right answer. Its leading space matters: it continues the prompt. Of an image, a label's name or "
+            "number.",
+            show_default=False,
+        ),
     ] = None,
     rephrase: Annotated[Texts, Option(help="Another input that must get the answer. Repeatable.")] = None,
     locality: Annotated[Texts, Option(help="An input that must not change. Repeatable.")] = None,
@@ -221,7 +233,7 @@ def edit(
     An edit that fails its checks is left out, and the exit code is 1; the others of the file are kept.
     """
     from editable.cli.incoming import edit_of, edits_of
-    from editable.cli.opening import opened
+    from editable.cli.opening import opened, refuse_pictures
 
     if (file is None) != (prompt is not None and target is not None) or (file is not None and prompt is not None):
         raise typer.BadParameter("expected either PROMPT and TARGET, or --file.")
@@ -229,6 +241,7 @@ def edit(
     given = {"prompt": prompt, "target": target, **options}
     edits = edits_of(file) if file is not None else {"PROMPT": edit_of(given)}
     with opened(store, model, create=True) as em:
+        refuse_pictures(em, *(str(one.prompt) for one in edits.values()))
         receipts, failed = _learn(em, edits, batch_size)
         done = [{**em.history[receipt.id].as_dict(), **asdict(receipt)} for receipt in receipts]
     if as_json:

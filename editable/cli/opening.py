@@ -6,6 +6,7 @@ Knows what the store says about its model and editors. Refuses to know what is d
 from __future__ import annotations
 
 import json
+import mimetypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,21 @@ def opened(store: Path, name: str | None, create: bool = False) -> Iterator[Edit
         em = EditableModel(model, tokenizer, editors=_editors(identity), log=kept, source=source)
     with em:
         yield em
+
+
+def refuse_pictures(em: EditableModel, *prompts: str) -> None:
+    """Refuse image files where the model reads text: the answer would be about the file's name.
+
+    Raises:
+        InputError: the model takes no images, and a prompt is the path of an image file.
+    """
+    for prompt in prompts:
+        kind = mimetypes.guess_type(prompt)[0] or ""
+        if not em.images and kind.startswith("image/") and Path(prompt).expanduser().is_file():
+            raise InputError(
+                f"Prompt {prompt!r} is an image file, but {type(em.model).__name__} takes no images, expected text; "
+                "name a model of images with --model, such as efficientnet-lite0."
+            )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 
 from editable import EditableModel
 from editable.cli import terminal
+from editable.edit import ModelInput
 from editable.latency import Report
 
 if TYPE_CHECKING:
@@ -32,7 +33,18 @@ Milliseconds = tuple[float, float]
 """Of one forward with the edits, and of the same forward without."""
 
 
-def measured(em: EditableModel, prompts: Sequence[str], count: int) -> tuple[dict[str, dict[str, float]], Report]:
+def prompts_of(em: EditableModel) -> Sequence[ModelInput]:
+    """What to time: the prompts of the last edits and one that no edit is about; noise where they are pictures."""
+    if not em.images:
+        return [*(edit.prompt for edit in em.edits[-EDITS:]), UNRELATED]
+    from PIL import Image
+
+    return [Image.effect_noise((256, 256), 64)]
+
+
+def measured(
+    em: EditableModel, prompts: Sequence[ModelInput], count: int
+) -> tuple[dict[str, dict[str, float]], Report]:
     """Time forwards with the edits against the same forwards without, one right after the other.
 
     Args:
@@ -69,7 +81,7 @@ def _is_decoder(em: EditableModel) -> bool:
     return hasattr(em.model, "generate") and not getattr(config, "is_encoder_decoder", False)
 
 
-def _decoder_pairs(em: EditableModel, prompt: str, base_first: bool) -> dict[str, list[Milliseconds]]:
+def _decoder_pairs(em: EditableModel, prompt: ModelInput, base_first: bool) -> dict[str, list[Milliseconds]]:
     tokens = em.tokenizer(prompt, return_tensors="pt")["input_ids"].to(next(em.model.parameters()).device)
     outputs, prefill = _pair(em, lambda _: em.model(input_ids=tokens, use_cache=True), base_first)
     caches = [output.past_key_values for output in outputs]
@@ -85,7 +97,7 @@ def _step(em: EditableModel, tokens: torch.Tensor, caches: Sequence[object]) -> 
     return lambda side: em.model(input_ids=tokens, past_key_values=caches[side], use_cache=True)
 
 
-def _answer_pairs(em: EditableModel, prompt: str, base_first: bool) -> dict[str, list[Milliseconds]]:
+def _answer_pairs(em: EditableModel, prompt: ModelInput, base_first: bool) -> dict[str, list[Milliseconds]]:
     return {"answer": [_pair(em, lambda _: em.ask(prompt, DECODE_STEPS), base_first)[1]]}
 
 

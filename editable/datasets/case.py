@@ -15,7 +15,7 @@ class Question:
     """An input, and the answers that count as right.
 
     Args:
-        prompt: text, an image tensor, or a mapping of forward kwargs; as in `Edit`.
+        prompt: text, a picture, or a mapping of forward kwargs; as in `Edit`.
         answers: texts with their leading space (each continues the prompt), or class labels; the first is the one
             that is forced. Empty where nobody said: then only what the unedited model does can be compared with.
         kind: what the dataset calls it, such as "Relation_Specificity"; empty where it has one kind only.

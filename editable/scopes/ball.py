@@ -21,6 +21,7 @@ from editable.memory.rows import Rows
 from editable.routing import Part
 from editable.site import Site, block_paths, down_projection
 
+ROUNDING = 0.01  # of an activation's length: inputs that are nearer are one
 RADIUS_SHARE = 0.5  # of the spread: no false fire on 800 unrelated questions, see benchmarks/radius
 
 
@@ -53,7 +54,8 @@ class BallScope:
         keys: what is compared with the radius: the residual stream, or the wide input of a feed-forward's down
             projection. None takes the residual stream for an effect behind a block, the wide input for one within.
         radius: initial radius of a ball (Euclidean, in the key's space); None measures it: half the typical distance
-            between unrelated inputs at the site.
+            between unrelated inputs at the site; of an image, how far it moves when it is shifted, turned or cropped a
+            little.
     """
 
     keys: Literal["residual", "wide"] | None = None
@@ -81,14 +83,22 @@ class BallScope:
         """The activation at every prompt's key token, and the radius."""
         assert rows is not None
         keys = at_columns(rows, batch.last_real if batch.columns is None else batch.columns[:, 0]).float()
-        radius = self._initial_radius(keys, site, probe)
-        return [({"keys": keys[batch.requests == i]}, {"radius": radius}) for i in range(len(requests))]
+        own = [keys[batch.requests == i] for i in range(len(requests))]
+        radii = self._initial_radii(torch.stack([some[0] for some in own]), batch, site, probe)
+        return [({"keys": some}, {"radius": radius}) for some, radius in zip(own, radii, strict=True)]
 
-    def _initial_radius(self, keys: Tensor, site: Site, probe: Probe) -> float:
+    def _initial_radii(self, keys: Tensor, batch: Batch, site: Site, probe: Probe) -> list[float]:
+        """Of each request, whose prompts have the keys (requests, features)."""
         if self.radius is not None:
-            return self.radius
-        # Without reference inputs (images) the scale of the activation itself has to do.
-        return RADIUS_SHARE * (probe.spread(site) or 0.2 * float(keys.norm(dim=1).mean()))
+            return [self.radius] * len(keys)
+        if spread := probe.spread(site):
+            return [RADIUS_SHARE * spread] * len(keys)
+        firsts = [int((batch.requests == i).nonzero()[0]) for i in range(len(keys))]
+        reach = probe.reach(batch.select(torch.tensor(firsts, device=keys.device)), keys, site)
+        lengths = keys.norm(dim=1)
+        # Without any other input, the scale of the activation itself has to do.
+        found: list[float] = (0.1 * lengths if reach is None else torch.maximum(reach, ROUNDING * lengths)).tolist()
+        return found
 
     def insert(self, patches: Sequence[Patch], slot: int, book: Balls, device: torch.device | None = None) -> Balls:
         """Each key placed as it is recorded or, where it is not, by looking."""

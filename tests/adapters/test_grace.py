@@ -26,7 +26,8 @@ from editable.inputs import Reader
 from editable.learn import Probe, shadow_of
 from editable.memory.log import Log
 from editable.memory.radius import Codebook
-from editable.site import Site
+from editable.own_words import nudged, shuffled_tiles
+from editable.site import Site, classifier_head
 from editable.snapshot import Snapshot
 from tests.conftest import Attach
 from tests.families import EOS, FAMILIES, Loaded
@@ -1091,12 +1092,31 @@ def test_the_radius_is_measured_unless_it_is_given(loaded: Loaded, attach: Attac
     assert book_of(em).radii.tolist() == pytest.approx([0.5 * spread])
 
 
-def test_images_have_a_radius_without_reference_inputs(attach: Attach) -> None:
-    loaded = load("vit")
-    em = attach(loaded, GRACE())
-    em.edit([Edit(loaded.edited[i], loaded.targets[i]) for i in range(2)])
-    keys = book_of(em).keys.view
-    assert book_of(em).column.tolist("initial") == pytest.approx([0.1 * float(keys.norm(dim=1).mean())] * 2)
+@pytest.mark.parametrize("together", [True, False])
+def test_an_image_has_a_radius_of_its_own(attach: Attach, together: bool) -> None:
+    """How far it moves with small changes, but at most half as far as with its tiles shuffled."""
+    loaded = load("torchvision-resnet18")
+    smooth = nn.functional.interpolate(torch.stack(loaded.edited[:2])[:, :, ::8, ::8], (32, 32), mode="bicubic")
+    em, site, radii = attach(loaded, GRACE()), classifier_head(loaded.model), list[float]()
+    for image in smooth[:, None]:
+        shown = (image, nudged({"x": image})["x"], shuffled_tiles({"x": image})["x"])
+        key, same, other = (activation(loaded, site, rows) for rows in shown)
+        near, far = (float((moved - key).norm(dim=1).median()) for moved in (same, other))
+        radii.append(min(near, far / 2))
+    edits = [Edit(smooth[index], loaded.targets[index]) for index in range(2)]
+    for some in [edits] if together else [[edit] for edit in edits]:
+        em.edit(some, verify=False)
+    assert book_of(em).column.tolist("initial") == pytest.approx(radii, rel=1e-4)
+
+
+@torch.no_grad()
+def activation(loaded: Loaded, site: str, batch: Tensor) -> Tensor:
+    """(batch, features) what goes into the head."""
+    seen: list[Tensor] = []
+    handle = loaded.model.get_submodule(site).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    loaded.model(batch)
+    handle.remove()
+    return seen[0]
 
 
 def test_patches_of_learning_insert_to_the_learned_state(loaded: Loaded, attach: Attach, tmp_path: Path) -> None:

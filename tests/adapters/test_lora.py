@@ -265,6 +265,47 @@ def test_targets_that_are_not_there_are_refused(loaded: Loaded, attach: Attach) 
         attach(loaded, LoRA(targets=("mlp",)))
 
 
+@named("torchvision-vit")
+def test_layers_that_are_never_called_are_refused(loaded: Loaded, attach: Attach) -> None:
+    with pytest.raises(SiteError, match=r"self_attention.out_proj' is part of a MultiheadAttention, which uses its"):
+        attach(loaded, LoRA(targets=("out_proj",)))
+
+
+@named("torchvision-resnet18")
+def test_convolutions_are_refused(loaded: Loaded, attach: Attach) -> None:
+    with pytest.raises(SiteError, match=r"Module 'layer4.1.conv2' is a Conv2d, expected a linear layer; name another"):
+        attach(loaded, LoRA(targets=("layer4.1.conv2",)))
+
+
+@named("timm-convnext", "timm-vit", "torchvision-vit")
+@pytest.mark.parametrize("scope", [None, BallScope()], ids=["always", "ball"])
+def test_linear_layers_inside_an_image_model(loaded: Loaded, attach: Attach, scope: BallScope | None) -> None:
+    """A delta of maps with the features last, and of tokens: what is added is x A^T B^T s, computed here."""
+    layer = [n for n, m in loaded.model.named_modules() if isinstance(m, torch.nn.Linear) and "mlp" in n][-1]
+    seen: list[tuple[Tensor, Tensor]] = []
+    em = attach(loaded, LoRA(targets=(layer,), scope=scope))
+    em.edit(edits_of(loaded))
+    assert loaded.answers(loaded.edited[:4]).argmax(-1).tolist() == list(loaded.targets[:4])
+    module = loaded.model.get_submodule(layer)
+    module.register_forward_hook(lambda _m, args, output: seen.append((args[0], output)))
+    loaded.logits(loaded.edited[:1])
+    ((given, found),) = seen
+    state = em.state("lora")
+    stacks = state.stacks[layer] if scope else None
+    if stacks is not None:
+        down, up, scaling = (
+            stacks.down.at(torch.tensor([0]))[0],
+            stacks.up.at(torch.tensor([0]))[0],
+            stacks.scaling.view[0],
+        )
+    else:
+        delta = state.serving["default"].deltas[layer]
+        down, up, scaling = delta.down, delta.up, delta.scaling
+    wanted = torch.nn.functional.linear(given, module.weight, module.bias) + given @ down.T @ up.T * scaling
+    torch.testing.assert_close(found, wanted)
+    assert not torch.allclose(found, torch.nn.functional.linear(given, module.weight, module.bias))
+
+
 @LLAMA
 def test_without_peft_the_error_says_what_to_install(
     loaded: Loaded, attach: Attach, monkeypatch: pytest.MonkeyPatch

@@ -271,14 +271,19 @@ PLACES = {
     "t5": ("decoder.block.1.layer.2.DenseReluDense.wi", "decoder.block.1"),
     "bart": ("model.decoder.layers.1.fc1", "model.decoder.layers.1"),
     "bert": ("bert.encoder.layer.1.intermediate.dense", "bert.encoder.layer.1"),
+    "vit": ("vit.layers.2.mlp.fc1", "vit.layers.2"),
+    "timm-vit": ("blocks.2.mlp.fc1", "blocks.2"),
     "resnet": ("classifier.1", "classifier.1"),
+    "timm-convnext": ("head.fc", "head.fc"),
 }
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_sites(name: str) -> None:
     read, written = PLACES[name]
-    assert dict(EDITOR.sites(FAMILY[name].load().model)) == {"query": Site(read, side="input"), "output": Site(written)}
+    axis = None if read == written else -1  # of a head's activation there is one; a feed-forward says where it is
+    sites = {"query": Site(read, side="input", axis=axis), "output": Site(written)}
+    assert dict(EDITOR.sites(FAMILY[name].load().model)) == sites
 
 
 def test_the_users_site() -> None:

@@ -192,8 +192,31 @@ def test_hits_hit_and_misses_miss_and_the_next_run_agrees(
     assert "The same machine and the same options." in out
 
 
-def test_a_model_without_text_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    loaded = next(family for family in FAMILIES if family.name == "vit").load()
-    monkeypatch.setattr(common, "prepare", lambda _chosen: (loaded.model, None))
+def test_a_model_of_images_has_one_act(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", "timm/test_resnet", "--random-weights", "--counts", "0,12", "--repeats", "2"]
+    latency.main([*options, "--results", str(tmp_path)])
+    found = printed(capsys)
+    misses, hits = dict.fromkeys(["0 edits, miss", "12 edits, miss"], 0.0), {"12 edits, hit": 1.0}
+    acts = ("forward, batch 1", "forward, batch 8")
+    assert found["quality"]["forwards_hit_share"] == dict.fromkeys(acts, misses | hits)
+    assert found["timing"][acts[1]]["12 edits, hit"]["base"]["count"] == 2
+    assert list(found["timing"]["bars_met"]) == [f"{act}, 0 edits, miss" for act in acts]
+
+
+@pytest.mark.parametrize("name", ["bert", "t5"])
+def test_a_model_that_generates_nothing_from_its_prompt_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    loaded = next(family for family in FAMILIES if family.name == name).load()
+    monkeypatch.setattr(common, "prepare", lambda _chosen: (loaded.model, loaded.tokenizer))
     with pytest.raises(InputError, match="expected a decoder that generates text: latency times its prefill"):
         latency.main(["--results", str(tmp_path)])
+
+
+def test_random_weights_are_those_of_two_libraries(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        latency.main(["--random-weights", "--results", str(tmp_path)])
+    assert str(caught.value) == (
+        "--random-weights is for models of torchvision and timm, got --model smollm2; name one such as "
+        "torchvision/resnet18, or leave it out."
+    )

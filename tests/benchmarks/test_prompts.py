@@ -6,9 +6,10 @@ import random
 from typing import Any
 
 import pytest
+import torch
 
 from editable import Edit
-from editable.benchmarks.prompts import ROWS, TOKENS, prompts, refuse_without_text
+from editable.benchmarks.prompts import ROWS, TOKENS, images, prompts, refuse_without_text
 from editable.datasets import Case
 from editable.errors import InputError
 from tests.families import FAMILIES, WORDS, Loaded
@@ -71,3 +72,16 @@ def test_models_without_prefill_and_decode_steps_are_refused(name: str) -> None:
 
 def test_a_decoder_is_not_refused(tiny: Loaded) -> None:
     refuse_without_text(tiny.model, tiny.tokenizer, "latency")
+
+
+def test_images_have_the_size_that_the_transform_makes() -> None:
+    made = images(lambda picture: torch.zeros(len(picture.getbands()), 24, 32), seed=3)
+    assert made.miss.shape == made.hit.shape == (ROWS, 3, 24, 32)
+    assert [edit.target for edit in made.edits] == list(range(ROWS))
+    for edit, image in zip(made.edits, made.hit, strict=True):
+        assert torch.equal(torch.as_tensor(edit.prompt), image)
+    assert torch.equal(made.hits(2), made.hit[[0, 1] * 4])
+    assert torch.equal(made.miss, images(lambda _: torch.zeros(3, 24, 32), seed=3).miss)
+    assert not torch.equal(made.miss, images(lambda _: torch.zeros(3, 24, 32), seed=4).miss)
+    shown = torch.cat([made.miss, made.hit]).flatten(1)
+    assert float(torch.cdist(shown, shown).fill_diagonal_(99).min()) > 10

@@ -195,12 +195,12 @@ def test_a_part_called_on_its_own_is_the_base(edited: Edited) -> None:
 
 @once
 def test_training_mode_changes_nothing(edited: Edited) -> None:
-    """No mode flag decides over edits; these models have no dropout, and batch norm is left as it was."""
+    """No mode flag decides over edits; these models have no dropout, and modules that compute otherwise stay."""
     now = everything(edited.loaded)
     try:
         edited.loaded.model.train()
         for module in edited.loaded.model.modules():
-            if isinstance(module, nn.BatchNorm2d | nn.Dropout):
+            if isinstance(module, nn.BatchNorm2d | nn.Dropout | nn.MultiheadAttention):
                 module.eval()
         assert same_bits(everything(edited.loaded), now)
     finally:
@@ -249,7 +249,7 @@ def test_copies_outlive_the_original(fresh: Edited, editor: Any, attach: Attach)
 
 @once
 def test_saving_the_model_writes_the_base(fresh: Edited, tmp_path: Path) -> None:
-    if fresh.loaded.family.needs == "torchvision":
+    if fresh.loaded.family.needs is not None:  # of a library whose models save no folder
         state = fresh.loaded.model.state_dict()
         assert list(state) == list(fresh.twin.model.state_dict())
         return

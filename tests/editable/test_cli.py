@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from PIL import Image
 from typer.testing import CliRunner
 
 from editable import EditableModel, models
@@ -468,3 +469,66 @@ def test_help_does_not_wait_for_transformers() -> None:
         "assert not new & {'torch', 'transformers', 'safetensors'}, new"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ViT with its image processor and names of labels, as a user would have saved it."""
+    path = tmp_path_factory.mktemp("classifier")
+    (family,) = [f for f in FAMILIES if f.name == "vit"]
+    model = family.load().model
+    model.config.id2label = dict(enumerate(("ant", "bee", "crab", "dove", "emu", "fox", "gull")))
+    model.config.label2id = {name: label for label, name in model.config.id2label.items()}
+    model.save_pretrained(path)
+    hf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image file."""
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.effect_noise((40, 30), 90).convert("RGB").save(path)
+    return path
+
+
+def test_an_image_is_asked_edited_and_explained_by_names_of_labels(
+    tmp_path: Path, classifier: Path, photo: Path
+) -> None:
+    store = tmp_path / "edits.db"
+    before = plain("ask", photo, "--store", store, "--model", classifier)["answer"]
+    target = "bee" if before != "bee" else "fox"
+    (receipt,) = plain("edit", photo, target, "--store", store, "--model", classifier)["receipts"]
+    assert (receipt["prompt"], receipt["target"]) == (str(photo), target)
+    assert run("ask", photo, "--store", store).stdout == f"{target}\n"
+    assert run("ask", photo, "--store", store, "--unedited").stdout == f"{before}\n"
+    assert plain("explain", photo, "--store", store)["fired"] == [receipt["id"]]
+    assert plain("latency", "--store", store, "--steps", 2)["paired"]["answer"]["pairs"] == 2
+
+
+def test_image_files_that_cannot_be_read(tmp_path: Path, classifier: Path) -> None:
+    store, text = tmp_path / "edits.db", tmp_path / "text.png"
+    text.write_text("no pixels")
+    for command, more in (("ask", ()), ("explain", ()), ("edit", ("bee",))):
+        options = ("--store", store, "--model", classifier)
+        missing = run(command, "no.png", *more, *options, code=1).stderr
+        assert "Image file 'no.png' does not exist (looked in " in missing
+        assert "text.png' cannot be read as an image" in run(command, text, *more, *options, code=1).stderr
+
+
+def test_an_unknown_label_names_the_nearest(tmp_path: Path, classifier: Path, photo: Path) -> None:
+    said = run("edit", photo, "beer", "--store", tmp_path / "edits.db", "--model", classifier, code=1).stderr
+    assert "Edit.target is 'beer', expected a label from 0 to 6 of ViTForImageClassification." in said
+    assert "The nearest of its names are: bee" in said
+
+
+def test_a_model_of_text_is_given_no_image(tmp_path: Path, model: Path, photo: Path) -> None:
+    for command, more in (("ask", ()), ("explain", ()), ("edit", ("bee",))):
+        said = fails(command, photo, *more, "--store", tmp_path / "edits.db", "--model", model)
+        assert said == (
+            f"error: Prompt {str(photo)!r} is an image file, but LlamaForCausalLM takes no images, expected text; name "
+            "a model of images with --model, such as efficientnet-lite0.\n"
+        )

@@ -58,7 +58,10 @@ def test_an_empty_tensor_is_refused() -> None:
 
 @pytest.mark.parametrize("prompt", [None, 3, ["Who?"], {}])
 def test_a_prompt_of_another_kind_is_refused(prompt: Any) -> None:
-    with pytest.raises(InputError, match=r"Edit\.prompt is .* expected text, a tensor, or a mapping"):
+    with pytest.raises(
+        InputError,
+        match=r"Edit\.prompt is .* expected text, a picture \(a PIL image, a path",
+    ):
         Edit(prompt, " Me")
 
 

@@ -4,18 +4,22 @@ import importlib.util
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from PIL import Image
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 
-from editable import models
+from editable import Edit, EditableModel, models
+from editable.adapters import GRACE
 from editable.digest import base_digest, tokenizer_digest
 from editable.errors import InputError, MissingPackageError
+from editable.pictures import Transform
 
 real = pytest.mark.real
 needs_smollm2 = pytest.mark.skipif(
@@ -73,7 +77,64 @@ def test_a_directory_loads_as_the_architecture_it_was_saved_from(architecture: s
     assert type(model).__name__ == architecture
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert (tokenizer is None) == image
+    assert isinstance(tokenizer, Transform) == image
+    if image:  # no image processor beside the weights: tensors will do
+        assert tokenizer.function is None
+
+
+def test_an_image_processor_beside_the_weights_is_the_transform(tmp_path: Path) -> None:
+    folder = stored(tmp_path, "ViTForImageClassification", with_tokenizer=False)
+    hf.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    _, transform = models.load(folder)
+    assert transform(Image.new("RGB", (40, 30))).shape == (3, 16, 16)
+
+
+def test_a_torchvision_model_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import ResNet18_Weights, _api
+
+    model, transform = models.load("torchvision/resnet18", weights=None)
+    assert type(model).__name__ == "ResNet" and not model.training
+    assert transform.labels[281:283] == ("tabby", "tiger cat")
+    assert repr(transform.function) == repr(ResNet18_Weights.DEFAULT.transforms())
+    assert models.load("torchvision/resnet18", weights=None, num_classes=3)[1].labels == ()
+    asked: list[Any] = []
+
+    def state(weights: Any, **_: Any) -> Any:
+        asked.append(weights)
+        return model.state_dict()
+
+    monkeypatch.setattr(_api.WeightsEnum, "get_state_dict", state)
+    models.load("torchvision/resnet18")
+    assert asked == [ResNet18_Weights.DEFAULT]
+
+
+def test_a_timm_model_by_name() -> None:
+    model, transform = models.load("timm/test_resnet.r160_in1k", pretrained=False)
+    assert type(model).__name__ == "ResNet" and not model.training
+    assert transform.labels[1] == "goldfish, Carassius auratus"
+    assert transform(Image.new("RGB", (200, 180))).shape == (3, 160, 160)
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+
+
+def test_a_model_that_these_libraries_do_not_have_is_named_with_the_nearest() -> None:
+    with pytest.raises(InputError) as caught:
+        models.load("torchvision/resnet17")
+    assert str(caught.value) == (
+        "model 'torchvision/resnet17' does not exist, expected a name of that library's; the nearest are: resnet18, "
+        "resnet152, resnet101."
+    )
+    with pytest.raises(InputError, match=r"model 'timm/resnet17' does not exist, expected a name .* are: resnet18"):
+        models.load("timm/resnet17", pretrained=False)
+
+
+def test_a_library_of_image_models_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingPackageError) as caught:
+        models.load("timm/resnet18")
+    assert str(caught.value) == (
+        "models of timm need that package, which is not installed; run `pip install 'editable[vision]'`."
+    )
 
 
 def test_the_path_may_be_text_too(tmp_path: Path) -> None:
@@ -450,8 +511,8 @@ def test_smollm2_is_converted_once(smollm2: tuple[Any, Any]) -> None:
 @real
 @needs_efficientnet
 def test_efficientnet_lite0_recognises_what_is_drawn() -> None:
-    model, tokenizer = models.load("efficientnet-lite0")
-    assert tokenizer is None and not model.training
+    model, transform = models.load("efficientnet-lite0")
+    assert not model.training
     assert sum(p.numel() for p in model.parameters()) == 4_652_008
     down, right = torch.meshgrid(*[torch.linspace(-1, 1, 224)] * 2, indexing="ij")
     ball = torch.where(down**2 + right**2 < 0.4, torch.tensor([1.0, 0.3, -0.9]).view(3, 1, 1), 0.9)
@@ -459,7 +520,42 @@ def test_efficientnet_lite0_recognises_what_is_drawn() -> None:
     with torch.no_grad():
         logits = model(torch.stack([ball, bars]))
     assert logits.shape == (2, 1000)
-    assert logits.argmax(-1).tolist() == [722, 904]  # ImageNet's ping-pong ball and window screen
+    assert logits.argmax(-1).tolist() == [722, 904]
+    assert [transform.labels[label] for label in (722, 904)] == ["ping-pong ball", "window screen"]
+
+
+@real
+@needs_efficientnet
+def test_a_photograph_is_recognised_edited_and_given_back() -> None:
+    """Also from its file, and through what changes it a little; another one keeps every bit."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    flower, china = (Path(name) for name in sorted(datasets.load_sample_images().filenames, reverse=True))
+    with closing(EditableModel.from_pretrained("efficientnet-lite0", GRACE())) as em:
+        assert em.ask(flower) == "daisy"
+        assert em.ask(china) == "palace"
+        before = em(em.tokenizer(Image.open(china))[None])
+        receipt = em.edit(Edit(flower, "ladybug", locality=[china]))
+        assert (receipt.verified.reliability, receipt.verified.locality) == (1.0, 1.0)
+        darker = Image.open(flower).point(lambda level: int(0.9 * level))
+        assert [em.ask(flower), em.ask(str(flower)), em.ask(darker)] == ["ladybug"] * 3
+        assert torch.equal(em(em.tokenizer(Image.open(china))[None]), before)
+        assert em.explain(china).fired == []
+        em.rollback(receipt.id)
+        assert em.ask(flower) == "daisy"
+
+
+@real
+@needs_efficientnet
+def test_the_packaged_transform_is_the_one_that_the_weights_were_trained_with() -> None:
+    """Bytes b as (b - 127) / 128, resized to 256 and cut to 224."""
+    _, transform = models.load("efficientnet-lite0")
+    grey = Image.new("RGB", (512, 300), (255, 127, 0))
+    made = transform(grey)
+    assert made.shape == (3, 224, 224)
+    assert made.amin(dim=(1, 2)).tolist() == made.amax(dim=(1, 2)).tolist() == [1.0, 0.0, -127 / 128]
+    half = Image.new("RGB", (512, 256))
+    half.paste((255, 255, 255), (256, 0, 512, 256))
+    assert float((transform(half)[0, 100] > 0).float().mean()) == 0.5
 
 
 @real

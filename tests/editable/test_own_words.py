@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from editable import own_words
+from editable import augment, own_words
 from tests.contract.harness import only
 from tests.families import Loaded, images
 
@@ -33,6 +33,18 @@ def test_what_is_said_is_what_the_model_finds_likely(loaded: Loaded) -> None:
         for tokens in (said, even)
     )
     assert likely > unlikely + 2
+
+
+def test_nudged_images_are_moved_alike_whatever_else_is_in_the_batch() -> None:
+    batch = torch.randn(3, 2, 16, 12, generator=torch.Generator().manual_seed(1))
+    moved = own_words.nudged({"pixel_values": batch, "labels": torch.tensor([1, 2, 3])})
+    assert list(moved) == ["pixel_values"]
+    assert moved["pixel_values"].shape == (9, 2, 16, 12)
+    alone = own_words.nudged({"pixel_values": batch[1:2]})["pixel_values"]
+    assert torch.equal(moved["pixel_values"][1::3], alone)
+    wanted = augment.shift(batch[1], own_words.NUDGE, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(alone[0], wanted)
+    assert not own_words.nudged({"input_ids": torch.tensor([[1]])})
 
 
 def test_shuffled_tiles_hold_the_same_pixels_elsewhere() -> None:

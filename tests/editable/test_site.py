@@ -219,7 +219,7 @@ def test_the_feed_forward_of_a_block(name: str, training: bool) -> None:
     model = {family.name: family for family in FAMILIES}[name].load().model.train(training)
     block, state = block_paths(model)[-1], torch.get_rng_state()
     found = feed_forward(model, block)
-    assert (found.input, found.output) == (Site(f"{block}.{up}", side="input"), Site(f"{block}.{down}"))
+    assert (found.input, found.output) == (Site(f"{block}.{up}", "input", -1), Site(f"{block}.{down}", axis=-1))
     assert (found.gated, found.activation) == (gated, activation)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training == training for module in model.modules())
@@ -240,7 +240,7 @@ class Fused(nn.Module):
 def test_a_gated_feed_forward_with_one_wide_layer() -> None:
     model = nn.ModuleDict({"block": Fused()})
     found = feed_forward(model, "block")
-    assert found == FeedForward(Site("block.ups.0", side="input"), Site("block.down"), "silu", True)
+    assert found == FeedForward(Site("block.ups.0", "input", -1), Site("block.down", axis=-1), "silu", True)
 
 
 def test_a_mixture_of_experts_is_refused() -> None:
@@ -268,12 +268,14 @@ def test_a_feed_forward_without_an_activation_is_refused() -> None:
 
 def test_units_add_to_the_stream_that_leaves_the_last_block() -> None:
     model = {family.name: family for family in FAMILIES}["gemma3-sliding"].load().model
-    read, added = Site("model.layers.3.mlp.gate_proj", side="input"), Site("model.layers.3")
+    read, added = Site("model.layers.3.mlp.gate_proj", "input", -1), Site("model.layers.3")
     assert units_place(model) == FeedForward(read, added, "gelu_tanh", True)
     assert units_place(model, "model.layers.1").output == Site("model.layers.1")
 
 
-@pytest.mark.parametrize("name", ["resnet", "torchvision-resnet18"])
+@pytest.mark.parametrize(
+    "name", ["resnet", "torchvision-resnet18", "timm-resnet", "timm-efficientnet", "timm-convnext"]
+)
 def test_without_a_feed_forward_units_stand_beside_the_head(name: str) -> None:
     model = {family.name: family for family in FAMILIES}[name].load().model
     head = classifier_head(model)
@@ -306,3 +308,38 @@ def test_the_decoders_stack_is_chosen_where_the_encoders_is_longer() -> None:
     with torch.device("meta"):
         model = hf.T5ForConditionalGeneration(config)
     assert block_paths(model) == ["decoder.block.0", "decoder.block.1"]
+
+
+class Stage(nn.Module):
+    """Linear layers with an activation between them."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(*(layers or (nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))))
+
+
+def test_a_sequential_is_a_stack_where_there_is_no_list() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(Stage(), Stage()), nn.Linear(4, 2))
+    assert block_paths(model) == ["1.0", "1.1"]
+    assert block_paths(nn.ModuleList([Stage(), model])) == ["1.1.0", "1.1.1"]
+    assert block_paths(nn.ModuleDict({"a": model, "b": nn.ModuleList([Stage()])})) == ["b.0"]
+
+
+def test_units_stand_beside_the_head_where_another_stack_follows_the_longest() -> None:
+    """Networks in stages: what comes behind the longest one mixes positions."""
+    stages = nn.Sequential(nn.Sequential(Stage(), Stage()), nn.ModuleDict({"down": nn.Linear(4, 4)}))
+    one = nn.Sequential(stages, nn.Linear(4, 2))
+    assert units_place(one).output == Site("0.0.1")
+    stages = nn.Sequential(nn.Sequential(Stage(), Stage(), Stage()), nn.ModuleDict({"s": nn.Sequential(Stage())}))
+    two = nn.Sequential(stages, nn.Linear(4, 2))
+    assert units_place(two) == FeedForward(Site("1", side="input"), Site("1"), "relu")
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [("timm-vit", "blocks.2"), ("torchvision-vit", "encoder.layers.encoder_layer_2"), ("vit", "vit.layers.2")],
+)
+def test_units_of_a_vision_transformer_stand_beside_its_last_feed_forward(name: str, output: str) -> None:
+    place = units_place({family.name: family for family in FAMILIES}[name].load().model)
+    assert (place.output.path, place.activation, place.gated) == (output, "gelu", False)
+    assert place.input.axis == -1
