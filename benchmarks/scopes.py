@@ -182,8 +182,9 @@ def _accuracy(system: System, questions: Sequence[Question]) -> dict[str, float]
 def other_questions(cases: Sequence[Case], seed: int) -> Iterator[str]:
     """Each edit's subject in the words of another case that asks something else."""
     draw = random.Random(seed)
-    own = {str(c.edit.subject): str(c.edit.prompt) for c in cases if c.edit.subject and c.edit.subject in c.edit.prompt}
-    forms = {subject: prompt.replace(subject, "{}") for subject, prompt in own.items()}
+    about = [(case.edit.subject, case.edit.prompt) for case in cases]
+    own = [(subject, prompt) for subject, prompt in about if subject and isinstance(prompt, str) and subject in prompt]
+    forms = {subject: prompt.replace(subject, "{}") for subject, prompt in own}
     for subject, form in forms.items():
         others = [one for one in dict.fromkeys(forms.values()) if one != form]
         if others:
