@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from editable import EditableModel
-from editable.adapters.grace import GRACE, Entries
+from editable.adapters.grace import GRACE
+from editable.entries import Entries
 from editable.benchmarks import timing
 from editable.benchmarks.bars import Bar
 from editable.benchmarks.insertion.setting import Part

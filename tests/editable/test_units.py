@@ -12,7 +12,7 @@ import torch
 
 from editable import Edit, EditableModel
 from editable.adapters import GRACE
-from editable.adapters.grace import Entries
+from editable.entries import Entries
 from editable.edit import Patch
 from editable.editor import Editor
 from editable.errors import VerificationError
