@@ -40,8 +40,8 @@ class NearestScope:
     margin: ClassVar[float] = BallScope.margin
 
     def site(self, model: nn.Module, effect: Site) -> Site:
-        """The effect's own or the block it is in."""
-        return BallScope("residual").site(model, effect)
+        """As a `BallScope` has it."""
+        return BallScope().site(model, effect)
 
     def empty(self, on_disk: bool = False) -> Points:
         """No key yet; the width is taken from the first patch."""
@@ -51,7 +51,7 @@ class NearestScope:
         self, requests: Sequence[Request], batch: Batch, site: Site, rows: Tensor | None, probe: Probe
     ) -> list[Part]:
         """The activation at every prompt's key token, and the radius."""
-        return BallScope("residual", self.radius).learn(requests, batch, site, rows, probe)
+        return BallScope(radius=self.radius).learn(requests, batch, site, rows, probe)
 
     def insert(self, patches: Sequence[Patch], slot: int, book: Points, device: torch.device | None = None) -> Points:
         """Each with the places that it is recorded to have taken or, where that is not, by looking."""
