@@ -213,7 +213,7 @@ class CNP:
         )
         short = short.new_zeros(len(lengths), pairs.count).index_add(1, pairs.of, short)
         enough = (short <= short.amin(dim=0)).long().argmax(dim=0)  # where none is, the one that comes nearest
-        return lengths[enough][:, None] * toward[pairs.first]
+        return toward[pairs.first] * lengths[enough][:, None]
 
     # The edit set
 
@@ -257,8 +257,10 @@ def raised(logits: Tensor, share: Tensor, whole: Tensor, probability: float) -> 
 
 
 def moved(rows: Tensor, representation: Tensor) -> Tensor:
-    """Rows (..., features) with a vector of as many features added; or scaled by 1 + the first half of twice as many
-    and shifted by the second (FiLM, Perez et al., section 2)."""
+    """Rows (..., features) with a vector of as many features added.
+
+    Or scaled by 1 + the first half of twice as many, and shifted by the second (FiLM, Perez et al., section 2).
+    """
     rows = rows.float()
     if representation.shape[-1] == rows.shape[-1]:
         return rows + representation

@@ -26,6 +26,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def digits(source: str | None, seed: int) -> Digits:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     images, labels = _enlarged(images[order]), labels[order]
     ends = [0, int(TRAINED * len(images)), int(TRAINED * len(images)) + SET_ASIDE, len(images)]
-    parts = [(images[a:b], labels[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [(images[a:b], labels[a:b]) for a, b in pairwise(ends)]
     return Digits(*parts)
 
 
@@ -297,16 +298,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     labels = {}
     for name, editor in label_editors(model, data, vars(chosen)).items():
         labels[name] = relabelled(model, editor, data, vars(chosen))
-        common.note(
-            f"labels, {name}: SR {labels[name].success:.3f}, GR {labels[name].generality:.3f}, lost {labels[name].lost:.4f}"
-        )
+        common.note(f"labels, {name}: {_without_seconds(labels[name])}")
     (images, _), _ = foggy(data, chosen.fog, chosen.repairs, chosen.seed)
     fogged = {}
     for name, editor in fog_editors(model, images).items():
         fogged[name] = repaired(model, editor, data, chosen.fog, chosen.repairs, chosen.seed)
-        common.note(
-            f"fog, {name}: {fogged[name].fogged_before:.3f} to {fogged[name].fogged_after:.3f}, lost {fogged[name].lost:.4f}"
-        )
+        common.note(f"fog, {name}: {_without_seconds(fogged[name])}")
     found = judged(labels, fogged)
     quality = {
         "labels": {name: _without_seconds(one) for name, one in labels.items()},

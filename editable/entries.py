@@ -63,7 +63,9 @@ class Entries:
             state = Entries.empty(routes, values[0].shape[1], device or "cpu", self.on_disk)
         counts = torch.tensor([len(own) for own in values])
         spans = torch.stack([len(state.values) + counts.cumsum(0) - counts, counts], dim=1)
-        return replace(state, routes=routes, values=state.values.append(torch.cat(values)), spans=state.spans.append(spans))
+        return replace(
+            state, routes=routes, values=state.values.append(torch.cat(values)), spans=state.spans.append(spans)
+        )
 
     def forget(self, scope: Scope, edit_ids: frozenset[str]) -> Entries:
         """As if those edits had never been inserted."""
