@@ -10,9 +10,9 @@ are the edits, inputs are what the frozen model makes of them, and what is condi
 `condition` says how. "logits": the context's labels take `probability` of what is said. "additive": r is added to what
 the head reads. "film": it scales and shifts that (Perez et al., AAAI 2018). Without edits nothing is conditioned.
 
-This adaptation to editing is ours; no published one was found. So is the encoder that needs no training: it moves an
-activation where the head reads y_i. `CNP.fit` meta-trains what is added to it. And rows that are near no edit are left
-alone, by default: a mean over edits would reach them too.
+This adaptation to editing is ours; no published one was found. So is the encoder that needs no training: it takes z_i
+as it is, and moves an activation where the head reads y_i. `CNP.fit` meta-trains, once per base model, in which space
+inputs are near. And rows that are near no edit are left alone, by default: a mean over edits would reach them too.
 
 A text has several tokens to answer with, and a mixture of two answers token by token is none: a text attends to the
 nearest edit alone, whose answer tokens have a representation each, due one after another.
@@ -21,25 +21,28 @@ nearest edit alone, whose answer tokens have a representation each, due one afte
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from editable import routing
-from editable.edit import Patch
+from editable import metric, routing
+from editable.edit import Edit, Patch
 from editable.editor import Call, Considered
 from editable.entries import Entries
 from editable.errors import InputError
 from editable.inputs import Batch, Request
 from editable.learn import Capture, Probe, at_columns, shortfall
 from editable.memory.points import Points
+from editable.metric import Course, Fitted
+from editable.resident import Residents
 from editable.routing import Routes
 from editable.scopes.nearest import NearestScope
-from editable.site import Site, block_paths, classifier_head, label_rows, vocabulary_head, writes_text
+from editable.site import Site, block_paths, classifier_head, find_module, label_rows, vocabulary_head, writes_text
 
 GRID = 2.0**-16
 """What weights and representations are multiples of. Products and sums of such numbers are exact in float64 (up to
@@ -57,6 +60,9 @@ class CNP:
     Args:
         condition: what is conditioned: the logits, or the activation that the head reads, by a vector that is added
             ("additive") or by scale and shift ("film").
+        site: where inputs of a classifier are compared: what goes into the module of this path or glob. None takes what
+            the head reads; it is what is conditioned, too, unless logits are.
+        weights: a file that `fit` wrote; inputs are compared in its space, where the radius is 1.
         aggregate: representations weighted by nearness, or their plain mean; texts know only the first.
         gate: whether rows that are near no edit are left alone.
         radius: how near that is, see `BallScope.radius`.
@@ -75,6 +81,8 @@ class CNP:
     """What the method is, in the columns of the survey's Table 3."""
 
     condition: Literal["logits", "additive", "film"] = "logits"
+    site: str | None = None
+    weights: str | None = None
     aggregate: Literal["attention", "mean"] = "attention"
     gate: bool = True
     radius: float | None = None
@@ -88,7 +96,37 @@ class CNP:
 
     @property
     def _scope(self) -> NearestScope:
-        return NearestScope(self.radius, self.gate)
+        near = 1.0 if self.weights is not None and self.radius is None else self.radius
+        return NearestScope(near, self.gate)
+
+    def fit(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        path: str | Path,
+        edits: Sequence[Edit],
+        course: Course | None = None,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> Fitted:
+        """Meta-train the space in which this model's inputs are compared; see `editable.metric` for the losses.
+
+        Args:
+            model: the base model, which is not touched.
+            tokenizer: its own; None for images.
+            path: where the weights go.
+            edits: of the kind that will come. Their rephrases are what shall follow them, their locality what shall
+                not; images of the same label may follow one another.
+            course: how long and how fast.
+            progress: told each episode and its loss.
+
+        Returns:
+            What came of it. Edit with these weights by `CNP(weights=path)`, with the same `site`.
+
+        Raises:
+            InputError: too few edits, or edits without rephrases or unrelated inputs.
+        """
+        site = next(iter(self.sites(model).values()))
+        return metric.fit(model, tokenizer, site, path, edits, course or Course(bandwidth=self.bandwidth), progress)
 
     def sites(self, model: nn.Module) -> Mapping[str, Site]:
         """Where inputs are compared, and what is conditioned.
@@ -98,8 +136,8 @@ class CNP:
         """
         if not writes_text(model):
             head = classifier_head(model)
-            features = Site(head, side="input")
-            return {"features": features, "label": Site(head) if self.condition == "logits" else features}
+            features = Site(find_module(model, self.site) if self.site else head, side="input")
+            return {"features": features, "label": Site(head, "output" if self.condition == "logits" else "input")}
         if self.aggregate == "mean":
             raise InputError(
                 f"CNP.aggregate is 'mean' and {type(model).__name__} writes text, expected 'attention', since the mean "
@@ -119,13 +157,26 @@ class CNP:
         if not len(state):
             return rows
         if call.role in ("features", "prompt"):
-            routing.decide(call, rows, self._scope, state.routes)
-            call.memo[call.editor] = self._attended(call, rows, state)
+            compared = self._compared(rows, call.residents)
+            routing.decide(call, compared, self._scope, state.routes)
+            call.memo[call.editor] = self._attended(call, compared, state)
             return rows
         found = call.memo[call.editor]
         if found is None:
             return rows
         return self._token(call, rows, state, found) if call.role == "token" else self._label(call, rows, state, found)
+
+    def _compared(self, rows: Tensor, residents: Residents | None) -> Tensor:
+        """Rows (batch, positions, features) in the space in which inputs are compared."""
+        if self.weights is None:
+            return rows
+        assert residents is not None
+        found = residents.get(f"cnp {self.weights}", self._metric, lambda one: one.device == rows.device)
+        return rows.float() @ found.T
+
+    def _metric(self, base: nn.Module) -> Tensor:
+        assert self.weights is not None
+        return metric.read(self.weights, base, next(iter(self.sites(base).values())))
 
     def _attended(self, call: Call, rows: Tensor, state: Entries) -> tuple[Tensor, ...] | None:
         """The weight of each key (batch, n); of a text the edit it attends to, offset and where due."""
@@ -173,40 +224,42 @@ class CNP:
 
     def explain(self, call: Call, rows: Tensor, state: Entries) -> Sequence[Considered]:
         """The edits nearest to the one row; rows at the first site."""
-        return routing.explain(call, rows, self._scope, state.routes)
+        return routing.explain(call, self._compared(rows, call.residents), self._scope, state.routes)
 
     # Learning
 
     def learn(self, requests: Sequence[Request], state: Entries, probe: Probe) -> tuple[Entries, list[Patch]]:
         """Encode each edit, from one forward over all. No gradients."""
-        key = next(iter(self.sites(probe.model).values()))
+        key, place = self.sites(probe.model).values()
         batch = probe.reader.batch(requests)
-        seen = probe.capture(batch, [key])
-        parts = self._scope.learn(requests, batch, key, seen.rows[key], probe)
+        seen = probe.capture(batch, [key, place])
+        compared = self._compared(seen.rows[key], probe.residents)
+        parts = self._scope.learn(requests, batch, key, compared, probe)
+        found = self._encoded(batch, seen, key if self.condition == "logits" else place, probe)
         patches = []
-        for request, part, own in zip(requests, parts, self._encoded(batch, seen, key, probe), strict=True):
+        for request, part, own in zip(requests, parts, found, strict=True):
             state, patch = state.enter(self._scope, routing.part_of(request, part, {"values": own}), own.device)
             patches.append(patch)
         return state, patches
 
-    def _encoded(self, batch: Batch, seen: Capture, key: Site, probe: Probe) -> list[Tensor]:
+    def _encoded(self, batch: Batch, seen: Capture, site: Site, probe: Probe) -> list[Tensor]:
         """(k, width) representations of each request's answer tokens, multiples of GRID."""
-        pairs = _Pairs.of_batch(batch, seen.rows[key])
+        pairs = _Pairs.of_batch(batch, seen.rows[site])
         if self.condition == "logits":  # the label alone is what there is to know
             found = pairs.inputs.new_zeros(pairs.count, 0)
         else:
-            found = self._moves(pairs, key, probe)
+            found = self._moves(pairs, site, probe)
             if self.condition == "film":
                 found = torch.cat([torch.zeros_like(found), found], dim=1)
         return list(((found / GRID).round() * GRID).split(pairs.sizes))
 
     @torch.no_grad()
-    def _moves(self, pairs: _Pairs, key: Site, probe: Probe) -> Tensor:
+    def _moves(self, pairs: _Pairs, site: Site, probe: Probe) -> Tensor:
         """(answer tokens, features) what, added to each of a token's inputs, has the head read that token.
 
         Of moves in the direction of its label the shortest that does, for all of them.
         """
-        toward, read = directions(label_rows(probe.model), pairs.labels), probe.tail(key)
+        toward, read = directions(label_rows(probe.model), pairs.labels), probe.tail(site)
         lengths = pairs.inputs.norm(dim=1).mean() * pairs.inputs.new_tensor(STRENGTHS)
         short = torch.stack(
             [shortfall(read(pairs.inputs + by * toward), pairs.labels, self.probability) for by in lengths]

@@ -26,7 +26,10 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -34,19 +37,23 @@ from torch import Tensor, nn
 
 from editable import Edit, EditableModel, datasets
 from editable.adapters import CNP, GRACE, LoRA
-from editable.augment import fog, rotate, shift
+from editable.augment import AUGMENTATIONS, fog, rotate, shift
 from editable.benchmarks import bars, common, report, timing
 from editable.benchmarks.bars import Bar
 from editable.editor import Editor
 from editable.errors import InputError
 from editable.inputs import Reader
 from editable.learn import Probe, shadow_of
+from editable.metric import Course, Fitted
 from editable.scopes import NearestScope
 from editable.site import Site, classifier_head
 
 TRAINED, SET_ASIDE = 0.6, 300  # share of the images to train on; of the others, how many edits are taken from
 SIDE = 28  # pixels
 BATCH, RATE = 64, 1e-3
+FIRST = "hidden"  # the layer that reads what the convolution sees
+FITTED = 1200  # training images that a metric is fitted on
+STRENGTHS = (0.2, 0.4)  # of their corruption
 DRAWS = 8  # augmented images of each edited one that generality is asked on
 COVERED = 0.95  # of augmented images that a radius should reach
 APART = 0.99  # of fogged images that a radius should reach
@@ -240,15 +247,44 @@ def label_editors(model: nn.Module, data: Digits, asked: Mapping[str, Any]) -> d
     """Those that are compared on label edits."""
     known = data.train[0][: 2 * asked["edits"]]
     radius = reach_of_augmented(model, known, asked["rephrases"], asked["strength"], asked["seed"] + 3)
-    return {"grace": GRACE(radius=radius), "cnp": CNP(radius=radius)}
+    return {
+        "grace": GRACE(scope=NearestScope(radius)),
+        "grace, balls that grow": GRACE(radius=radius),
+        "cnp": CNP(radius=radius),
+    }
 
 
-def fog_editors(model: nn.Module, images: Tensor) -> dict[str, Editor]:
+def fog_editors(model: nn.Module, images: Tensor, weights: Path) -> dict[str, Editor]:
     """Those that are compared on fog."""
-    before, first = Site(classifier_head(model), side="input"), Site("hidden", side="input")
+    before, first = Site(classifier_head(model), side="input"), Site(FIRST, side="input")
     radius, wide = (reach_of_each_other(model, images, site) for site in (before, first))
-    lora = LoRA(targets=("hidden", "head"), scope=NearestScope(wide), rank=16, steps=200, rate=1e-3)
-    return {"grace": GRACE(radius=radius), "cnp": CNP(radius=radius, bandwidth=0.5), "lora": lora}
+    lora = LoRA(targets=(FIRST, "head"), scope=NearestScope(wide), rank=128, alpha=256.0, steps=300, rate=5e-4)
+    fitted = CNP(site=FIRST, weights=str(weights))
+    return {"grace": GRACE(radius=radius), "cnp": CNP(radius=radius), "lora": lora, "cnp, fitted": fitted}
+
+
+def fitted(model: nn.Module, data: Digits, kinds: Sequence[str], path: Path, seed: int) -> Fitted:
+    """A metric for corrupted digits: those of one class are near, clean ones are not. All are training images."""
+    images, labels = (part[:FITTED] for part in data.train)
+    edits, draw = list[Edit](), torch.Generator().manual_seed(seed + 4)
+    for kind in kinds:
+        for strength in STRENGTHS:
+            corrupt = partial(AUGMENTATIONS[kind], strength=strength, generator=draw)
+            shown, others = corrupt(images), corrupt(images[_of_same_class(labels, draw)])
+            edits += [
+                Edit(image, label, rephrases=[other], locality=[clean])
+                for image, label, other, clean in zip(shown, labels.tolist(), others, images, strict=True)
+            ]
+    return CNP(site=FIRST).fit(model, None, path, edits, Course(seed=seed))
+
+
+def _of_same_class(labels: Tensor, draw: torch.Generator) -> Tensor:
+    """(n,) for each image another one with the same label (n,)."""
+    order = torch.empty_like(labels)
+    for label in labels.unique():
+        own = (labels == label).nonzero()[:, 0]
+        order[own] = own[torch.randperm(len(own), generator=draw)]
+    return order
 
 
 # --- showing ---
@@ -280,10 +316,11 @@ def options() -> ArgumentParser:
     parser = common.parser(__doc__, "digits")
     parser.set_defaults(model="trained here")
     parser.add_argument("--edits", type=int, default=100, help="label edits")
-    parser.add_argument("--rephrases", type=int, default=16, help="augmented images given with each")
+    parser.add_argument("--rephrases", type=int, default=24, help="augmented images given with each")
     parser.add_argument("--strength", type=float, default=0.1, help="of augmentation")
     parser.add_argument("--repairs", type=int, default=200, help="fogged digits with their true label")
     parser.add_argument("--fog", type=float, default=0.3, help="how thick; MNIST-C's severities are 0.2 to 1")
+    parser.add_argument("--fitted-on", default="fog", help="corruptions of training digits that CNP is fitted on")
     parser.add_argument("--epochs", type=int, default=12, help="of training")
     return parser
 
@@ -301,9 +338,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         common.note(f"labels, {name}: {_without_seconds(labels[name])}")
     (images, _), _ = foggy(data, chosen.fog, chosen.repairs, chosen.seed)
     fogged = {}
-    for name, editor in fog_editors(model, images).items():
-        fogged[name] = repaired(model, editor, data, chosen.fog, chosen.repairs, chosen.seed)
-        common.note(f"fog, {name}: {_without_seconds(fogged[name])}")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "metric.safetensors"
+        metric = fitted(model, data, chosen.fitted_on.split(","), path, chosen.seed)
+        common.note(f"metric: {metric}")
+        for name, editor in fog_editors(model, images, path).items():
+            fogged[name] = repaired(model, editor, data, chosen.fog, chosen.repairs, chosen.seed)
+            common.note(f"fog, {name}: {_without_seconds(fogged[name])}")
     found = judged(labels, fogged)
     quality = {
         "labels": {name: _without_seconds(one) for name, one in labels.items()},
