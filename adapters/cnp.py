@@ -266,7 +266,8 @@ class CNP:
         )
         short = short.new_zeros(len(lengths), pairs.count).index_add(1, pairs.of, short)
         enough = (short <= short.amin(dim=0)).long().argmax(dim=0)  # where none is, the one that comes nearest
-        return toward[pairs.first] * lengths[enough][:, None]
+        moves: Tensor = toward[pairs.first] * lengths[enough][:, None]
+        return moves
 
     # The edit set
 
@@ -317,8 +318,9 @@ def moved(rows: Tensor, representation: Tensor) -> Tensor:
     rows = rows.float()
     if representation.shape[-1] == rows.shape[-1]:
         return rows + representation
-    scale, shift = representation.chunk(2, dim=-1)
-    return rows * (1 + scale) + shift
+    scale, shift = representation.tensor_split(2, dim=-1)
+    found: Tensor = rows * (1 + scale) + shift
+    return found
 
 
 def directions(rows: Tensor, labels: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,6 +51,7 @@ TRAINED, SET_ASIDE = 0.6, 300  # share of the images to train on; of the others,
 SIDE = 28  # pixels
 BATCH, RATE = 64, 1e-3
 FIRST = "hidden"  # the layer that reads what the convolution sees
+LORA_STEPS = 300
 FITTED = 1200  # training images that a metric is fitted on
 STRENGTHS = (0.2, 0.4)  # of their corruption
 DRAWS = 8  # augmented images of each edited one that generality is asked on
@@ -214,11 +214,11 @@ def relabelled(model: nn.Module, editor: Editor, data: Digits, asked: Mapping[st
     draw, count = torch.Generator().manual_seed(asked["seed"] + 1), asked["edits"]
     images, labels = data.pool[0][:count], data.pool[1][:count]
     targets = (labels + 1 + torch.randint(9, labels.shape, generator=draw)) % 10
-    rephrases = torch.stack([augmented(images, asked["strength"], draw) for _ in range(asked["rephrases"])], dim=1)
+    drawn = [augmented(images, asked["strength"], draw) for _ in range(asked["rephrases"])]
     before, seconds = accuracy(model, *data.test), []
     with closing(EditableModel(model, editor=editor)) as em:
-        for image, target, own in zip(images, targets.tolist(), rephrases, strict=True):
-            edit = Edit(image, target, rephrases=list(own))
+        for number, target in enumerate(targets.tolist()):
+            edit = Edit(images[number], target, rephrases=[one[number] for one in drawn])
             seconds.append(timing.clocked(lambda: em.edit(edit, verify=False))())  # noqa: B023 - called at once
         others = [accuracy(model, augmented(images, asked["strength"], draw), targets) for _ in range(DRAWS)]
         return Relabelled(
@@ -258,7 +258,7 @@ def fog_editors(model: nn.Module, images: Tensor, weights: Path) -> dict[str, Ed
     """Those that are compared on fog."""
     before, first = Site(classifier_head(model), side="input"), Site(FIRST, side="input")
     radius, wide = (reach_of_each_other(model, images, site) for site in (before, first))
-    lora = LoRA(targets=(FIRST, "head"), scope=NearestScope(wide), rank=128, alpha=256.0, steps=300, rate=5e-4)
+    lora = LoRA(targets=(FIRST, "head"), scope=NearestScope(wide), rank=128, alpha=256.0, steps=LORA_STEPS, rate=5e-4)
     fitted = CNP(site=FIRST, weights=str(weights))
     return {"grace": GRACE(radius=radius), "cnp": CNP(radius=radius), "lora": lora, "cnp, fitted": fitted}
 
@@ -269,8 +269,9 @@ def fitted(model: nn.Module, data: Digits, kinds: Sequence[str], path: Path, see
     edits, draw = list[Edit](), torch.Generator().manual_seed(seed + 4)
     for kind in kinds:
         for strength in STRENGTHS:
-            corrupt = partial(AUGMENTATIONS[kind], strength=strength, generator=draw)
-            shown, others = corrupt(images), corrupt(images[_of_same_class(labels, draw)])
+            corrupt = AUGMENTATIONS[kind]
+            shown = corrupt(images, strength, draw)
+            others = corrupt(images[_of_same_class(labels, draw)], strength, draw)
             edits += [
                 Edit(image, label, rephrases=[other], locality=[clean])
                 for image, label, other, clean in zip(shown, labels.tolist(), others, images, strict=True)

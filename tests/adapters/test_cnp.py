@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from editable import Edit
+from editable import Edit, EditableModel
 from editable.adapters import CNP
 from editable.adapters.cnp import GRID, attention, directions, moved, raised
 from editable.edit import Patch
 from editable.editor import Call
 from editable.entries import Entries
 from editable.errors import InputError, VerificationError
+from editable.metric import Course
 from editable.snapshot import Snapshot
 from tests.conftest import Attach
 from tests.contract.harness import edits_of, everything, same_bits
@@ -253,3 +255,81 @@ def test_edits_too_near_one_another_blur(attach: Attach) -> None:
     with pytest.raises(VerificationError, match="1 of 1 edits failed"):
         em.edit(Edit(image, 2))
     assert len(em.edits) == 2
+
+
+# ------------------------------------------------------------------------------------------------------- fitting
+
+
+@pytest.fixture
+def pictures() -> tuple[Loaded, list[Edit]]:
+    """A tiny network, and images whose colour says to which of others they are alike."""
+    loaded, draw = family("resnet"), torch.Generator().manual_seed(0)
+    edits = []
+    for number in range(32):
+        colours = torch.randn(2, 3, 1, 1, generator=draw)
+        image, same, other = (c + 0.3 * torch.randn(3, 32, 32, generator=draw) for c in colours[[0, 0, 1]])
+        edits.append(Edit(image, number % 7, [same], [other]))
+    return loaded, edits
+
+
+def test_a_fitted_one_compares_in_its_own_space(
+    pictures: tuple[Loaded, list[Edit]], attach: Attach, tmp_path: Path
+) -> None:
+    loaded, edits = pictures
+    path = tmp_path / "metric.safetensors"
+    fitted = CNP().fit(loaded.model, None, path, edits[:24], Course(steps=100, rate=3e-2))
+    assert fitted.path == path and fitted.edits == 3
+    before = loaded.answers([edit.prompt for edit in edits]).argmax(-1)
+    em = attach(loaded, CNP(weights=str(path)))
+    targets = [(int(label) + 1) % 7 for label in before[24:]]
+    receipts = em.edit([Edit(edit.prompt, target) for edit, target in zip(edits[24:], targets, strict=True)])
+    assert loaded.answers([edit.prompt for edit in edits[24:]]).argmax(-1).tolist() == targets
+    found = em.explain(edits[24].prompt).found[0].considered
+    assert found.edit_id == receipts[0].id and found.needed == 1.0
+    assert found.score == pytest.approx(0, abs=1e-2)
+    assert em.state("cnp").routes.book.keys.view.shape[1] == 64
+
+
+def test_weights_of_another_base_are_refused(
+    pictures: tuple[Loaded, list[Edit]], attach: Attach, tmp_path: Path
+) -> None:
+    loaded, edits = pictures
+    path = tmp_path / "metric.safetensors"
+    CNP().fit(loaded.model, None, path, edits[:24], Course(steps=1))
+    other = family("resnet")
+    next(other.model.parameters()).data.view(-1)[0] += 1
+    em, before = attach(other, CNP(weights=str(path))), everything(other)
+    with pytest.raises(InputError, match=r"fitted for base .*, expected .*; fit it again for this ResNet"):
+        em.edit(edits_of(other, [0]))
+    assert em.version == 0 and same_bits(everything(other), before)
+
+
+def test_fitting_leaves_the_model_and_the_random_state_alone(
+    pictures: tuple[Loaded, list[Edit]], tmp_path: Path
+) -> None:
+    loaded, edits = pictures
+    before, state, grads = everything(loaded), torch.get_rng_state(), torch.is_grad_enabled()
+    CNP().fit(loaded.model, None, tmp_path / "metric", edits[:16], Course(steps=2))
+    assert same_bits(everything(loaded), before)
+    assert torch.equal(torch.get_rng_state(), state) and torch.is_grad_enabled() == grads
+    assert not any(parameter.grad is not None for parameter in loaded.model.parameters())
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_inputs_are_compared_where_one_says(condition: Any) -> None:
+    """At an earlier layer of a perceptron; what is conditioned stays the head."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    images = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    before = model(images)
+    em = EditableModel(model, editor=CNP(condition=condition, site="1"))
+    try:
+        targets = (before.argmax(dim=1) + 1).remainder(5).tolist()
+        em.edit([Edit(image, target) for image, target in zip(images[:4], targets, strict=False)])
+        after = model(images)
+        assert after.argmax(dim=1)[:4].tolist() == targets[:4]
+        assert torch.equal(after[4:], before[4:])
+        assert em.state("cnp").routes.book.keys.view.shape[1] == 12
+    finally:
+        em.close()
