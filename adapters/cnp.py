@@ -60,8 +60,8 @@ class CNP:
     Args:
         condition: what is conditioned: the logits, or the activation that the head reads, by a vector that is added
             ("additive") or by scale and shift ("film").
-        site: where inputs of a classifier are compared: what goes into the module of this path or glob. None takes what
-            the head reads; it is what is conditioned, too, unless logits are.
+        site: where inputs are compared: what goes into the module of this path or glob. None takes what leaves the last
+            block, and of a classifier what its head reads.
         weights: a file that `fit` wrote; inputs are compared in its space, where the radius is 1.
         aggregate: representations weighted by nearness, or their plain mean; texts know only the first.
         gate: whether rows that are near no edit are left alone.
@@ -134,17 +134,18 @@ class CNP:
         Raises:
             InputError: a plain mean for a model that writes text.
         """
+        own = Site(find_module(model, self.site), "input") if self.site else None
         if not writes_text(model):
             head = classifier_head(model)
-            features = Site(find_module(model, self.site) if self.site else head, side="input")
-            return {"features": features, "label": Site(head, "output" if self.condition == "logits" else "input")}
+            conditioned = Site(head, "output" if self.condition == "logits" else "input")
+            return {"features": own or Site(head, "input"), "label": conditioned}
         if self.aggregate == "mean":
             raise InputError(
                 f"CNP.aggregate is 'mean' and {type(model).__name__} writes text, expected 'attention', since the mean "
                 "of answers of several tokens is no answer."
             )
         last = Site(block_paths(model)[-1])
-        return {"prompt": last, "token": Site(vocabulary_head(model)) if self.condition == "logits" else last}
+        return {"prompt": own or last, "token": Site(vocabulary_head(model)) if self.condition == "logits" else last}
 
     def empty(self) -> Entries:
         """No edit yet; widths are taken from the first patch."""

@@ -52,12 +52,6 @@ def test_radii_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert digits.reach_of_each_other(model, torch.zeros(4), Site("head")) == pytest.approx(1.5)  # of 1, 1, 2, 4
 
 
-def test_others_of_the_same_class() -> None:
-    labels = torch.tensor([3, 1, 3, 3, 1, 7])
-    others = digits._of_same_class(labels, torch.Generator().manual_seed(0))
-    assert torch.equal(labels[others], labels) and sorted(others.tolist()) == list(range(6))
-
-
 def test_label_edits(small: digits.Digits) -> None:
     model = digits.trained(small, epochs=6, seed=0)
     asked = {"seed": 0, "edits": 5, "rephrases": 3, "strength": 0.05}
