@@ -3,9 +3,10 @@
 The physics. This is regression: the target of an edit is 392 pixels, and what is measured is the squared error of the
 lower half. The last layer of the network is linear, so that the move of its input that comes nearest to given pixels is
 a least-squares solution: a CNP's representation without any training. A gate leaves other digits alone, to the bit.
-Conditional neural processes were shown on completion of digits (Garnelo et al., ICML 2018, section 4.2); there the context was pixels, here it is corrections.
+Conditional neural processes were shown on completion of digits (Garnelo et al., ICML 2018, section 4.2); there the
+context was pixels, here it is corrections.
 
---edits completions are corrected, each with --rephrases augmented images. Squared error of the lower half: on the edited
+So many completions are corrected, each with augmented images. Squared error of the lower half: on the edited
 images, on augmented images of other draws (whose true completion is augmented alike), and on the test images.
 
 An `Edit` has a label or a text as its target, no pixels. So patches are made here and published as edits that were
@@ -105,7 +106,8 @@ def moves(model: nn.Module, images: Tensor) -> Tensor:
     square = rows.T @ rows
     ridge = RIDGE * square.diagonal().mean() * torch.eye(WIDTH)
     missing = lower(images) - lower(model(upper(images)))
-    return torch.linalg.solve(square + ridge, rows.T @ missing.T).T
+    found: Tensor = torch.linalg.solve(square + ridge, rows.T @ missing.T).T
+    return found
 
 
 def lower_rows(weight: Tensor) -> Tensor:
