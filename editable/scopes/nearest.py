@@ -21,6 +21,8 @@ from editable.routing import Part
 from editable.scopes.ball import BallScope, keys_of
 from editable.site import Site
 
+LENGTHS = 0.1  # of an image's activation: how far its radius reaches
+
 
 @dataclass(frozen=True)
 class NearestScope:
@@ -29,7 +31,7 @@ class NearestScope:
     The order in which edits came plays no part, except that of several with the same prompt the latest is meant.
 
     Args:
-        radius: as in `BallScope`.
+        radius: as in `BallScope`; of images that takes further forwards, so None is a share of the activation's length.
         gate: whether there is one: without, every input falls under the nearest edit, however far away.
     """
 
@@ -51,7 +53,11 @@ class NearestScope:
         self, requests: Sequence[Request], batch: Batch, site: Site, rows: Tensor | None, probe: Probe
     ) -> list[Part]:
         """The activation at every prompt's key token, and the radius."""
-        return BallScope(radius=self.radius).learn(requests, batch, site, rows, probe)
+        assert rows is not None
+        radius = self.radius
+        if radius is None and not probe.spread(site):
+            radius = LENGTHS * float(rows.float().mean(dim=1).norm(dim=1).mean())
+        return BallScope(radius=radius).learn(requests, batch, site, rows, probe)
 
     def insert(self, patches: Sequence[Patch], slot: int, book: Points, device: torch.device | None = None) -> Points:
         """Each with the places that it is recorded to have taken or, where that is not, by looking."""
