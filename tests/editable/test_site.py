@@ -352,8 +352,8 @@ def test_the_weights_that_read_labels() -> None:
     assert label_rows(gpt2) is gpt2.lm_head.weight
     perceptron = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
     assert label_rows(perceptron).shape == (3, 8)
-    turned = nn.Sequential(hf.pytorch_utils.Conv1D(3, 8))
-    assert torch.equal(label_rows(turned), turned[0].weight.T) and label_rows(turned).shape == (3, 8)
+    turned = hf.pytorch_utils.Conv1D(3, 8)
+    assert torch.equal(label_rows(nn.Sequential(turned)), turned.weight.T)
     packed = nn.Sequential(nn.Linear(8, 3))
     packed[0].weight = nn.Parameter(torch.zeros(12, 1))
     with pytest.raises(SiteError, match="Module '0' is a Linear, expected a linear layer with plain weights"):
