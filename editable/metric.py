@@ -143,7 +143,8 @@ def activations(model: nn.Module, tokenizer: object, site: Site, edits: Sequence
     probe = Probe(shadow, Reader(shadow, tokenizer), reference_prompts())
     rephrases = [(number, one) for number, edit in enumerate(edits) for one in edit.rephrases]
     unrelated = [(number, one) for number, edit in enumerate(edits) for one in edit.locality]
-    answers = [probe.reader.request("", edit).answer for edit in edits]
+    # Not as the reader has them: what a target means plays no part, so it need not be one of the model's labels.
+    answers = [probe.reader.request("", edit).answer if edit.target is None else edit.target for edit in edits]
     known = {answer: number for number, answer in enumerate(dict.fromkeys(answers))}
     return Seen(
         _keys(probe, [edit.prompt for edit in edits], site),
