@@ -16,55 +16,25 @@ Classifiers have one answer and no tokens to come: key and value are the input o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from editable import routing
 from editable.edit import Patch
 from editable.editor import Call, Considered
+from editable.entries import Entries
 from editable.errors import InputError
 from editable.inputs import Batch, Request
 from editable.learn import Capture, Probe, at_columns, shortfall
-from editable.memory.rows import Rows
-from editable.memory.sparse import SparseRows
 from editable.routing import Routes, Scope
 from editable.scopes.ball import BallScope
 from editable.site import Site, block_paths, classifier_head, down_projection, find_module, writes_text
 
 PUBLISHED_DEPTH = 0.93  # layer 27 of 30; the published configurations use 27 of 28 to 35 of 48
-
-
-@dataclass(frozen=True)
-class Entries:
-    """The state: which edit a row falls under, and the values of each.
-
-    Args:
-        routes: the scope's book and the answers.
-        values: (m, features) all values, an edit's in a row.
-        spans: (n, 2) of each edit: first value, number of values.
-        on_disk: whether keys and values lie in files.
-    """
-
-    routes: Routes
-    values: SparseRows
-    spans: Rows
-    on_disk: bool = False
-
-    def __len__(self) -> int:
-        return len(self.routes)
-
-    @classmethod
-    def empty(
-        cls, routes: Routes, width: int = 0, device: torch.device | str = "cpu", on_disk: bool = False
-    ) -> Entries:
-        """No value yet."""
-        values = Rows.on_disk(width) if on_disk else Rows.empty(width, device=device)
-        return cls(routes, SparseRows.of(values), Rows.empty(2, dtype=torch.long, device=device), on_disk)
 
 
 @dataclass(frozen=True)
@@ -174,9 +144,7 @@ class GRACE:
         values = self._learn_values(batch, seen, sites["value"], probe)
         patches = []
         for request, part, own in zip(requests, parts, values, strict=True):
-            patch = routing.part_of(request, part, {"values": own})
-            routes, patch = state.routes.enter(self._scope, patch, own.device)
-            state = _with_values(state, routes, [patch], own.device)
+            state, patch = state.enter(self._scope, routing.part_of(request, part, {"values": own}), own.device)
             patches.append(patch)
         return state, patches
 
@@ -216,14 +184,11 @@ class GRACE:
 
     def insert(self, patches: Sequence[Patch], state: Entries) -> Entries:
         """The state with patches learned earlier."""
-        return _with_values(state, state.routes.insert(self._scope, patches), patches)
+        return state.insert(self._scope, patches)
 
     def forget(self, edit_ids: frozenset[str], state: Entries) -> Entries:
         """The state as if those edits had never been inserted."""
-        slots = [slot for slot in map(state.routes.slot, edit_ids) if slot is not None]
-        values = [np.arange(start, start + count) for start, count in state.spans.view[slots].tolist()]
-        gone = np.concatenate([np.empty(0, np.int64), *values])
-        return replace(state, routes=state.routes.forget(self._scope, edit_ids), values=state.values.let_go(gone))
+        return state.forget(self._scope, edit_ids)
 
     def conflicts(self, edit_id: str, state: Entries) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(ids the edit superseded, ids of edits that answer otherwise and whose scope was parted from its own)."""
@@ -239,22 +204,5 @@ def _write(call: Call, rows: Tensor, state: Entries) -> Tensor:
     found = routing.due(call, rows, state.routes)
     if found is None:
         return rows
-    slot, offset, due = found
-    spans = state.spans.on(rows.device)[slot]
-    due = due & (offset < spans[:, 1:])
-    values = state.values.at(spans[:, :1] + offset * due)  # (batch, positions, features)
+    values, due = state.at(*found)  # (batch, positions, features)
     return torch.where(due[..., None], values.to(rows.dtype), rows)
-
-
-def _with_values(
-    state: Entries, routes: Routes, patches: Sequence[Patch], device: torch.device | None = None
-) -> Entries:
-    """With the values of edits that have just been given their slots."""
-    if not patches:
-        return state
-    values = [patch.tensors["values"] for patch in patches]
-    if len(state.spans) == 0:
-        state = Entries.empty(routes, values[0].shape[1], device or "cpu", state.on_disk)
-    counts = torch.tensor([len(own) for own in values])
-    spans = torch.stack([len(state.values) + counts.cumsum(0) - counts, counts], dim=1)
-    return replace(state, routes=routes, values=state.values.append(torch.cat(values)), spans=state.spans.append(spans))

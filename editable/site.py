@@ -295,6 +295,20 @@ def vocabulary_head(model: nn.Module) -> str:
     return next(str(name) for name, module in model.named_modules() if module is head)
 
 
+def label_rows(model: nn.Module) -> Tensor:
+    """(labels, features) the weights of the layer that makes the logits: of the vocabulary, or of a classifier.
+
+    Raises:
+        SiteError: the layer keeps no plain weights (it is quantised).
+    """
+    path = vocabulary_head(model) if writes_text(model) else classifier_head(model)
+    head = model.get_submodule(path)
+    weight, shape = getattr(head, "weight", None), linear_shape(head)
+    if shape is None or not isinstance(weight, Tensor) or sorted(weight.shape) != sorted(shape):
+        raise SiteError(f"Module {path!r} is a {type(head).__name__}, expected a linear layer with plain weights.")
+    return weight.T if is_transposed(head) else weight
+
+
 def attention_projections(model: nn.Module, block: str) -> list[str]:
     """Paths of the linears inside `block` that do not stand beside its feed-forward's down projection."""
     beside = down_projection(model, block).rpartition(".")[0]

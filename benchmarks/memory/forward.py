@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from editable import EditableModel
-from editable.adapters.grace import GRACE, Entries
+from editable.adapters.grace import GRACE
 from editable.benchmarks import timing
 from editable.benchmarks.bars import Bar
 from editable.benchmarks.insertion.setting import Part
@@ -26,6 +26,7 @@ from editable.benchmarks.latency import WARMUP, Pair
 from editable.benchmarks.memory.books import Filled
 from editable.benchmarks.memory.setting import Setting
 from editable.benchmarks.report import Plot, Table
+from editable.entries import Entries
 from editable.learn import shadow_of
 from editable.memory.rows import Rows
 from editable.scopes.ball import Balls

@@ -4,6 +4,7 @@ Any scope goes with any editor that routes: `GRACE(scope=SentenceScope())`. What
 """
 
 from editable.scopes.ball import BallScope
+from editable.scopes.nearest import NearestScope
 from editable.scopes.sentence import SentenceScope
 
-__all__ = ["BallScope", "SentenceScope"]
+__all__ = ["BallScope", "NearestScope", "SentenceScope"]

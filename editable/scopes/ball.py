@@ -102,7 +102,7 @@ class BallScope:
 
     def insert(self, patches: Sequence[Patch], slot: int, book: Balls, device: torch.device | None = None) -> Balls:
         """Each key placed as it is recorded or, where it is not, by looking."""
-        keys = [_keys(patch) for patch in patches]
+        keys = [keys_of(patch) for patch in patches]
         if len(book.slots) == 0:
             book = Balls.empty(keys[0].shape[1], device or "cpu", book.on_disk)
         slots = torch.arange(slot, slot + len(patches)).repeat_interleave(torch.tensor([len(k) for k in keys]))
@@ -153,7 +153,12 @@ class BallScope:
         return found
 
 
-def _keys(patch: Patch) -> Tensor:
+def keys_of(patch: Patch) -> Tensor:
+    """(k, features) the keys of an edit that was learned with activations.
+
+    Raises:
+        InputError: it was not.
+    """
     if "keys" not in patch.tensors:
         raise InputError(
             f"The patch of edit {patch.edit_id!r} has no activation keys, expected those of a BallScope; use the scope "

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from editable import Edit, EditableModel
 from editable.adapters import GRACE
-from editable.adapters.grace import Entries
 from editable.edit import Patch
 from editable.editor import Call, Decision, Editor
+from editable.entries import Entries
 from editable.errors import InputError, SiteError
 from editable.inputs import Reader
 from editable.learn import Probe, shadow_of

@@ -22,6 +22,7 @@ from editable.site import (
     feed_forward,
     find_module,
     is_seq2seq,
+    label_rows,
     units_place,
     writes_text,
 )
@@ -343,3 +344,17 @@ def test_units_of_a_vision_transformer_stand_beside_its_last_feed_forward(name: 
     place = units_place({family.name: family for family in FAMILIES}[name].load().model)
     assert (place.output.path, place.activation, place.gated) == (output, "gelu", False)
     assert place.input.axis == -1
+
+
+def test_the_weights_that_read_labels() -> None:
+    """Of a vocabulary, of a classifier, of a layer that holds them transposed; not of a quantised one."""
+    gpt2 = next(one for one in FAMILIES if one.name == "gpt2").load().model
+    assert label_rows(gpt2) is gpt2.lm_head.weight
+    perceptron = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    assert label_rows(perceptron).shape == (3, 8)
+    turned = hf.pytorch_utils.Conv1D(3, 8)
+    assert torch.equal(label_rows(nn.Sequential(turned)), turned.weight.T)
+    packed = nn.Sequential(nn.Linear(8, 3))
+    packed[0].weight = nn.Parameter(torch.zeros(12, 1))
+    with pytest.raises(SiteError, match="Module '0' is a Linear, expected a linear layer with plain weights"):
+        label_rows(packed)

@@ -12,9 +12,9 @@ import torch
 
 from editable import Edit, EditableModel
 from editable.adapters import GRACE
-from editable.adapters.grace import Entries
 from editable.edit import Patch
 from editable.editor import Editor
+from editable.entries import Entries
 from editable.errors import VerificationError
 from editable.inputs import Reader, Request
 from editable.learn import Probe
