@@ -347,8 +347,8 @@ class Probe:
     def unrelated(self, site: Site, batch: Batch) -> Tensor:
         """(n, features) activations at the site of inputs that no edit is about, at all their positions.
 
-        Text that the frozen model says by itself, sampled once; for models that read text and write none, the
-        reference prompts; for images, those of the batch with their tiles shuffled: the same colours and textures
+        Text that the frozen model says by itself, sampled once and cached; for models that read text and write none,
+        the reference prompts; for images, those of the batch with their tiles shuffled: the same colours and textures
         showing something else.
         """
         if not self.reader.text and (self.reader.tokenizer is None or not self._reference):
@@ -359,10 +359,15 @@ class Probe:
         return self._unrelated[site]
 
     def _spoken(self, site: Site) -> Tensor:
-        said: list[Tensor] = []
-        with _collecting(self.model, site, said):
-            own_words.speak(self.model, self.reader.decoder_start if self.reader.seq2seq else None)
-        return torch.cat([rows.flatten(0, 1) for rows in said]).float()
+        start = self.reader.decoder_start if self.reader.seq2seq else None
+
+        def speak() -> Tensor:
+            said: list[Tensor] = []
+            with _collecting(self.model, site, said):
+                own_words.speak(self.model, start)
+            return torch.cat([rows.flatten(0, 1) for rows in said]).float()
+
+        return own_words.kept(self.model, f"{site} {start}", speak).to(self.reader.device)
 
     def rows_of(self, inputs: Sequence[ModelInput], site: Site) -> Tensor:
         """(n, features) activations at the site at all positions of these inputs."""
