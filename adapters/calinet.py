@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,15 +34,16 @@ from editable.edit import Patch
 from editable.editor import Call
 from editable.errors import InputError, SiteError
 from editable.inputs import Batch, Request
-from editable.learn import Probe, shortfall
+from editable.learn import Probe, at_columns, shortfall
 from editable.memory.rows import Rows
 from editable.site import Site, block_paths, classifier_head, feed_forward, writes_text
 
 LATE = 4 / 5  # of the blocks lie before the first with slots: facts are recalled late (the paper's script: the last)
 PLACES = 3  # feed-forwards with slots, where `layers` does not say
+TOGETHER = 64  # siblings read in one forward
 TINY = 1e-12  # under a root, which has no slope at 0
 STILL = 0.02  # of what they are added to slots may add elsewhere, in the mean over tokens and summed over places
-HELD_BACK = 512  # tokens of other text that every step looks at
+HELD_BACK = 1024  # tokens of each kind of other text that every step looks at
 
 Slots = tuple[Tensor, ...]
 """Of one place: keys (slots, features), gates likewise where the form has them, and last values (slots, features)."""
@@ -199,7 +201,8 @@ class CaliNet:
         """
         wanted, sites = _last_said(requests), self.sites(probe.model)
         batch = probe.reader.batch([*wanted, *_earlier(requests, state, probe)])
-        elsewhere = [one for one in (probe.reference(), _siblings(wanted, probe)) if one is not None]
+        reference, siblings = probe.reference(), _siblings(wanted, probe)
+        elsewhere = ([] if reference is None else [reference]), siblings
         places = self._places(probe, sites, state, probe.reader.batch(wanted), elsewhere)
         rest = probe.resume(batch, next(iter(sites.values())))
 
@@ -209,25 +212,32 @@ class CaliNet:
             return shortfall(logits, batch.answers[rows], self.probability).sum(dim=1)
 
         start = self._start(places, min(self.slots, 2 * len(places[0].own)))
-        keep = self._holding(places) if self.hold and places[0].elsewhere is not None else None
+        keep = self._holding(places) if self.hold and places[0].elsewhere else None
         found = probe.descend_jointly(
             loss, start, len(batch), self.steps, self.rate, keep=keep, still=self.hold * STILL
         )
         return _enter(state, requests, _slots(found, places))
 
     def _places(
-        self, probe: Probe, sites: Mapping[str, Site], state: Banks, batch: Batch, elsewhere: Sequence[Batch]
+        self,
+        probe: Probe,
+        sites: Mapping[str, Site],
+        state: Banks,
+        batch: Batch,
+        elsewhere: tuple[Sequence[Batch], Sequence[Batch]],
     ) -> list[Place]:
         rows = self._capture(probe, sites, state, batch)
-        others = [_real_rows(one, self._capture(probe, sites, state, one)) for one in elsewhere]
+        others = [[(one, self._capture(probe, sites, state, one)) for one in part] for part in elsewhere]
         places = []
         for name in (role.removesuffix(".input") for role in sites if role.endswith(".input")):
             own, given = _own(batch, rows[f"{name}.input"]), rows[f"{name}.output"]
+            pools = [[_real_rows(one, read[f"{name}.input"]) for one, read in part] for part in others]
+            pools.append([_last_rows(one, read[f"{name}.input"]) for one, read in others[1]])
             places.append(
                 Place(
                     name,
                     own,
-                    torch.cat([other[f"{name}.input"] for other in others]) if others else None,
+                    tuple(torch.cat(pool) for pool in pools if pool),
                     own.norm(dim=1).mean().clamp_min(TINY),
                     given.abs().median().clamp_min(TINY),
                     given.shape[-1],
@@ -276,13 +286,13 @@ class CaliNet:
         Its root mean square over features, not the square: that would let many tokens be moved a little.
         """
         draw = torch.Generator().manual_seed(0)
+        every = [(place, pool) for place in places for pool in place.elsewhere]
 
         def hold(moving: Sequence[Tensor]) -> Tensor:
             slots, added = _slots(moving, places), list[Tensor]()
-            for place in places:
-                assert place.elsewhere is not None
-                drawn = torch.randint(len(place.elsewhere), (HELD_BACK,), generator=draw).to(place.elsewhere.device)
-                given = beside(place.elsewhere[drawn], slots[place.name], self.threshold)
+            for place, pool in every:
+                drawn = torch.randint(len(pool), (HELD_BACK,), generator=draw).to(pool.device)
+                given = beside(pool[drawn], slots[place.name], self.threshold)
                 added.append((given.square().mean(dim=1) + TINY).sqrt().mean() / place.given)
             return self.hold * torch.stack(added).sum()
 
@@ -350,7 +360,8 @@ class Place:
     Args:
         name: as in the roles of its sites.
         own: (n, features) of the edits' tokens at which something can be added: where keys start.
-        elsewhere: (tokens, features) where no edit is meant; None where there is nothing to look at.
+        elsewhere: (tokens, features) each, where no edit is meant: tokens of other text, tokens of siblings, and of
+            these the last ones, where answers would be due; kinds that there are none of are left out.
         read_norm: typical norm of what is read.
         given: typical size of one number of what is added to.
         width: of what is added to.
@@ -358,7 +369,7 @@ class Place:
 
     name: str
     own: Tensor
-    elsewhere: Tensor | None
+    elsewhere: tuple[Tensor, ...]
     read_norm: Tensor
     given: Tensor
     width: int
@@ -366,7 +377,7 @@ class Place:
     @property
     def usual(self) -> Tensor:
         """(features,) the mean of what is read elsewhere."""
-        return torch.zeros_like(self.own[0]) if self.elsewhere is None else self.elsewhere.mean(dim=0)
+        return torch.cat(self.elsewhere).mean(dim=0) if self.elsewhere else torch.zeros_like(self.own[0])
 
 
 def _own(batch: Batch, reads: Tensor) -> Tensor:
@@ -380,9 +391,14 @@ def _own(batch: Batch, reads: Tensor) -> Tensor:
     return reads.gather(1, due)[batch.answers != -100]
 
 
-def _real_rows(batch: Batch, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """(tokens, features) of each role's rows (batch, positions, features), padding left out."""
-    return {role: one[_real(batch, one)] for role, one in rows.items()}
+def _real_rows(batch: Batch, rows: Tensor) -> Tensor:
+    """(tokens, features) of rows (batch, positions, features), padding left out."""
+    return rows[_real(batch, rows)]
+
+
+def _last_rows(batch: Batch, rows: Tensor) -> Tensor:
+    """(batch, features) of rows (batch, positions, features) at each row's last token."""
+    return at_columns(rows, batch.last_real)
 
 
 def _real(batch: Batch, rows: Tensor) -> Tensor:
@@ -394,27 +410,33 @@ def _real(batch: Batch, rows: Tensor) -> Tensor:
     return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
 
 
-def _siblings(requests: Sequence[Request], probe: Probe) -> Batch | None:
-    """The edits' own prompts about each other's subjects: slots have to tell these apart, not know a template alone.
+def _siblings(requests: Sequence[Request], probe: Probe) -> list[Batch]:
+    """The edits' own prompts about others: slots have to tell these apart, not know a template alone.
 
-    None where no edit of a decoder says its subject.
+    Each prompt once about another edit's subject, and once about a name made of words of all of them. Only decoders'
+    edits that say their subject have siblings.
     """
     reader = probe.reader
     subjects = list(dict.fromkeys(r.edit.subject for r in requests if r.edit.subject))
     if len(subjects) < 2 or not reader.text or reader.seq2seq or reader.tokenizer is None:
-        return None
-    said = {text for request in requests for text in _texts(request, probe)}
-    found: list[str] = []
-    for place, (request, text) in enumerate((r, t) for r in requests if r.edit.subject for t in _texts(r, probe)):
-        # A stride that goes round all subjects, and never lands on the prompt's own.
-        other = subjects[(subjects.index(str(request.edit.subject)) + 1 + place % (len(subjects) - 1)) % len(subjects)]
-        changed = text.replace(str(request.edit.subject), other)
-        if changed not in said:
-            found.append(changed)
-    if not found:
-        return None
-    arguments = reader.stack([reader.arguments(text) for text in found])
-    nothing = torch.full((len(found), 1), -100, device=reader.device)
+        return []
+    said = [(text, str(r.edit.subject)) for r in requests if r.edit.subject for text in _texts(r, probe)]
+    draw, words = random.Random(len(said)), [word for subject in subjects for word in subject.split()]
+    found = dict[str, None]()
+    for text, subject in said:
+        mixed = " ".join(draw.choice(words) for _ in subject.split())
+        for other in (draw.choice([one for one in subjects if one != subject]), mixed):
+            found[text.replace(subject, other)] = None
+    own = {text for text, _ in said}
+    others = sorted((text for text in found if text not in own), key=len)  # little padding in each batch
+    return [_as_batch(others[start : start + TOGETHER], probe) for start in range(0, len(others), TOGETHER)]
+
+
+def _as_batch(texts: Sequence[str], probe: Probe) -> Batch:
+    """Texts to which no answer is due."""
+    reader = probe.reader
+    nothing = torch.full((len(texts), 1), -100, device=reader.device)
+    arguments = reader.stack([reader.arguments(text) for text in texts])
     return Batch(arguments, torch.zeros_like(nothing), nothing, nothing[:, 0])
 
 

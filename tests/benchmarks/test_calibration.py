@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from editable import models
+from editable import EditableModel, models
+from editable.adapters import CaliNet
 from editable.benchmarks import calibration
 from editable.errors import DataError, InputError
 from tests.families import FAMILIES
@@ -88,6 +90,37 @@ def test_an_editor_that_routes_leaves_the_rest_alone(bench: Callable[..., Any]) 
     assert found["facts"] <= 2
     assert found["success_rate_exact"] == 1
     assert (found["unrelated_bit_equal"], found["drawdown_unrelated"], found["unrelated_kl_nats"]) == (1, 0, 0)
+
+
+def test_known_facts_are_asked_in_every_wording_that_the_model_knows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of facts that are not assessed, those known in their own wording, and of these the wordings that are known."""
+    found = list(calibration.statements(folder, 9, seed=0))
+    asked: list[list[calibration.Question]] = []
+
+    def forced(_asker: object, questions: list[calibration.Question]) -> list[float]:
+        asked.append(questions)
+        return [float(prompt in ("oscar alpha", "north oscar hotel", "papa india")) for prompt, _ in questions]
+
+    monkeypatch.setattr(calibration, "forced", forced)
+    tiny = FAMILIES[1].load()
+    with closing(EditableModel(tiny.model, tiny.tokenizer, editor=CaliNet())) as em:
+        parts = calibration.split(em, found, 0, 3, seed=0)
+    assert parts.lacking == []
+    assert parts.known == [("oscar alpha", " delta"), ("north oscar hotel", " delta")]
+    assert sorted(prompt for prompt, _ in asked[0]) == sorted(f"{subject} alpha" for subject, _ in PAIRS)
+    assert [prompt for prompt, _ in asked[1]] == [
+        "oscar alpha",
+        "north oscar hotel",
+        "oscar bravo charlie",
+        "oscar india",
+    ]
+
+
+def test_bars() -> None:
+    found = {"success_rate_forced": 0.95, "generalization_rate_forced": 0.7, "drawdown_unrelated": 0.06}
+    assert [bar.met for bar in calibration.judged(found)] == [True, False, False]
 
 
 def test_it_needs_data(monkeypatch: pytest.MonkeyPatch) -> None:
