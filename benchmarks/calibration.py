@@ -8,8 +8,8 @@ unrelated texts and, strictest of all, facts that the model knows, of the same r
 
 Accuracies are teacher-forced by token, the end token of an answer left out: a model that was never told to stop does
 not. Drawdown is accuracy before less accuracy after. Of known facts the answer is the right one, and all wordings are
-asked in which the model finds it; of unrelated texts it is the token with which the unedited model goes on. Both
-accuracies are therefore 1 before.
+asked in which the model finds it; half of the facts are given with the edits, to be left alone, and of the others
+nothing is said. Of unrelated texts it is the token with which the unedited model goes on. Accuracy before is 1.
 
     editable bench calibration --data pararel
     editable bench calibration --data pararel --editor grace --facts 20
@@ -22,7 +22,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +123,19 @@ class Split:
 
     Args:
         lacking: to be learned.
-        known: about other facts of the same relations, in all wordings.
+        kept: about other facts of the same relations, in all wordings; given with the edits, to be left alone.
+        known: the same about further facts, of which nothing is said.
     """
 
     lacking: Sequence[Statement]
+    kept: Sequence[Question]
     known: Sequence[Question]
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The facts to learn, and shared out among them what they are to leave alone."""
+        prompts, edits = [prompt for prompt, _ in self.kept], [statement.fact.edit for statement in self.lacking]
+        return [replace(edit, locality=prompts[place :: len(edits)]) for place, edit in enumerate(edits)]
 
 
 def split(em: EditableModel, found: Sequence[Statement], assessed: int, count: int, seed: int) -> Split:
@@ -136,9 +144,10 @@ def split(em: EditableModel, found: Sequence[Statement], assessed: int, count: i
     marks = em.assess([statement.fact for statement in drawn])
     lacking = [statement for statement, mark in zip(drawn, marks, strict=True) if mark.lacking]
     asker, others = Asker(em.model, em.tokenizer), [one for one in found if one not in lacking]
-    sure = _known(asker, [_right(one) for one in others])
-    wordings = [question for one in others if _right(one) in sure for question in _everything(one)]
-    return Split(lacking[:count], _known(asker, wordings))
+    right = _known(asker, [_right(one) for one in others])
+    sure = [one for one in others if _right(one) in right]
+    kept, known = (_known(asker, [q for one in half for q in _everything(one)]) for half in (sure[::2], sure[1::2]))
+    return Split(lacking[:count], kept, known)
 
 
 def _known(asker: Asker, questions: Sequence[Question]) -> list[Question]:
@@ -166,13 +175,13 @@ def measured(em: EditableModel, parts: Split, unrelated: Sequence[str]) -> tuple
     asker = Asker(em.model, em.tokenizer)
     was = asker.logits(unrelated)
     before = {"before_own_forced": metrics.mean(forced(asker, [_right(one) for one in parts.lacking]))}
-    common.note(f"{len(parts.lacking)} facts the model lacks, {len(parts.known)} it answers rightly")
+    common.note(f"{len(parts.lacking)} facts the model lacks; {len(parts.kept)} + {len(parts.known)} right answers")
     start = time.perf_counter()
-    receipts = em.edit([one.fact.edit for one in parts.lacking], verify=False)
+    receipts = em.edit(parts.edits, verify=False)
     seconds = {"learning_seconds": time.perf_counter() - start}
     common.note(f"learned in {seconds['learning_seconds']:.0f} s")
     after, now = edited(asker, parts.lacking), asker.logits(unrelated)
-    known = metrics.mean(forced(asker, parts.known))
+    kept, known = (metrics.mean(forced(asker, questions)) for questions in (parts.kept, parts.known))
     quality = {
         "facts": len(parts.lacking),
         "shown": sum(1 + len(one.fact.edit.rephrases) for one in parts.lacking),
@@ -180,6 +189,8 @@ def measured(em: EditableModel, parts: Split, unrelated: Sequence[str]) -> tuple
         "reliability_on_all_shown": metrics.mean(receipt.verified.reliability for receipt in receipts),
         **before,
         **dict(_rates(after)),
+        "kept": len(parts.kept),
+        "drawdown_kept": None if kept is None else 1 - kept,
         "known": len(parts.known),
         "drawdown_known": None if known is None else 1 - known,
         **_drift(was, now),

@@ -95,27 +95,22 @@ def test_an_editor_that_routes_leaves_the_rest_alone(bench: Callable[..., Any]) 
 def test_known_facts_are_asked_in_every_wording_that_the_model_knows(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of facts that are not assessed, those known in their own wording, and of these the wordings that are known."""
-    found = list(calibration.statements(folder, 9, seed=0))
-    asked: list[list[calibration.Question]] = []
+    """Of those known in their own wording the wordings that are known; every other fact is given with the edits."""
+    found = sorted(calibration.statements(folder, 9, seed=0), key=lambda one: str(one.fact.edit.subject))
+    right = ("oscar alpha", "north oscar hotel", "papa india", "romeo alpha", "romeo india", "zulu alpha")
 
     def forced(_asker: object, questions: list[calibration.Question]) -> list[float]:
-        asked.append(questions)
-        return [float(prompt in ("oscar alpha", "north oscar hotel", "papa india")) for prompt, _ in questions]
+        return [float(prompt in right) for prompt, _ in questions]
 
     monkeypatch.setattr(calibration, "forced", forced)
     tiny = FAMILIES[1].load()
     with closing(EditableModel(tiny.model, tiny.tokenizer, editor=CaliNet())) as em:
         parts = calibration.split(em, found, 0, 3, seed=0)
     assert parts.lacking == []
-    assert parts.known == [("oscar alpha", " delta"), ("north oscar hotel", " delta")]
-    assert sorted(prompt for prompt, _ in asked[0]) == sorted(f"{subject} alpha" for subject, _ in PAIRS)
-    assert [prompt for prompt, _ in asked[1]] == [
-        "oscar alpha",
-        "north oscar hotel",
-        "oscar bravo charlie",
-        "oscar india",
-    ]
+    assert parts.kept == [("oscar alpha", " delta"), ("north oscar hotel", " delta"), ("zulu alpha", " lima")]
+    assert parts.known == [("romeo alpha", " west"), ("romeo india", " west")]
+    edits = calibration.Split(found[:2], parts.kept, parts.known).edits
+    assert [edit.locality for edit in edits] == [("oscar alpha", "zulu alpha"), ("north oscar hotel",)]
 
 
 def test_bars() -> None:
