@@ -107,7 +107,7 @@ class CaliNet:
             any feed-forward, a gated one included.
         probability: what each answer token must reach at least.
         steps: most steps of learning a bank.
-        rate: Adam's learning rate.
+        rate: Adam's learning rate at first; it falls evenly to 0.
         threshold: θ, how far a key must be met before its slot says anything; its own token meets it at 1 at first. 0
             is the published form, under which half of all text is moved a little.
         hold: weight of what slots add elsewhere against the edits' own loss: where the model reads other text, the
@@ -125,13 +125,13 @@ class CaliNet:
     """What the method is, in the columns of the survey's Table 3."""
 
     layers: tuple[int, ...] | None = None
-    slots: int = 512
+    slots: int = 256
     form: Literal["relu", "gated"] = "relu"
     probability: float = 0.98
-    steps: int = 400
+    steps: int = 200
     rate: float = 0.05
     threshold: float = 0.8
-    hold: float = 2.0
+    hold: float = 4.0
 
     def __post_init__(self) -> None:
         if self.layers is not None:
@@ -211,7 +211,9 @@ class CaliNet:
         start = self._start(places, min(self.slots, 2 * len(places[0].own)))
         kinds = sum(len(place.elsewhere) for place in places)
         keep, still = (self._holding(places), self.hold * STILL * kinds) if self.hold and kinds else (None, math.inf)
-        found = probe.descend_jointly(loss, start, len(batch), self.steps, self.rate, keep=keep, still=still)
+        found = probe.descend_jointly(
+            loss, start, len(batch), self.steps, self.rate, keep=keep, still=still, cooling=True
+        )
         return _enter(state, requests, _slots(found, places))
 
     def _places(

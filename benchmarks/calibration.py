@@ -49,8 +49,8 @@ def options() -> ArgumentParser:
     parser.add_argument("--editor", default="calinet", help=f"one of {', '.join(editors.editors())}")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="an option of the editor")
     parser.add_argument("--facts", type=int, default=100, help="facts to learn")
-    parser.add_argument("--drawn", type=int, default=48, help="facts of each relation to draw")
-    parser.add_argument("--assessed", type=int, default=300, help="of all drawn, facts to assess")
+    parser.add_argument("--drawn", type=int, default=40, help="facts of each relation to draw")
+    parser.add_argument("--assessed", type=int, default=220, help="of all drawn, facts to assess")
     parser.add_argument("--questions", type=int, default=200, help="unrelated texts, at most")
     return parser
 

@@ -392,6 +392,7 @@ class Probe:
         chunk: int = 32,
         keep: Callable[[Sequence[Tensor]], Tensor] | None = None,
         still: float = math.inf,
+        cooling: bool = False,
     ) -> list[Tensor]:
         """Move tensors that `count` rows share until every row's loss is at most DONE, or for so many steps.
 
@@ -399,13 +400,13 @@ class Probe:
         number that is added to the rows' mean: what holds them back elsewhere; it has to come down to `still` as well.
         A step is Adam's at learning rate `rate`, over a chunk of rows that is drawn in an order that repeats: open rows
         first, then others, so that those stay done. Whenever all looked done and are not when looked at together, steps
-        become smaller.
+        become smaller; with `cooling` they become so all the time, evenly, and reach 0 with the last one.
         """
         moving = [tensor.detach().float().clone().requires_grad_() for tensor in start]
         optimiser = torch.optim.Adam(moving, lr=rate)
         draw = torch.Generator().manual_seed(count)
         left = torch.full((count,), math.inf, device=moving[0].device)
-        for _ in range(steps):
+        for step in range(steps):
             rows = _open_first(left, chunk, draw)
             with torch.enable_grad():
                 each = loss(moving, rows).float()
@@ -413,6 +414,7 @@ class Probe:
                 gradients = torch.autograd.grad(each.mean() + held, moving)
             for tensor, gradient in zip(moving, gradients, strict=True):
                 tensor.grad = gradient
+            optimiser.param_groups[0]["lr"] = rate * (1 - step / steps) if cooling else rate
             optimiser.step()
             left[rows] = each.detach()
             if not bool((left > DONE).any()) and bool(held <= still):
@@ -420,7 +422,7 @@ class Probe:
                     left = torch.cat([loss(moving, part) for part in torch.arange(count).to(left.device).split(chunk)])
                 if not bool((left > DONE).any()):
                     break
-                optimiser.param_groups[0]["lr"] *= CALMER
+                rate *= CALMER
         return [tensor.detach() for tensor in moving]
 
     def reference(self) -> Batch | None:
