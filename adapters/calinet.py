@@ -128,10 +128,10 @@ class CaliNet:
     slots: int = 256
     form: Literal["relu", "gated"] = "relu"
     probability: float = 0.98
-    steps: int = 200
+    steps: int = 400
     rate: float = 0.05
     threshold: float = 0.8
-    hold: float = 4.0
+    hold: float = 1.25
 
     def __post_init__(self) -> None:
         if self.layers is not None:

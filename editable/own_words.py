@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from editable import augment
-from editable.digest import base_digest
+from editable.digest import base_digest, bytes_digest
 from editable.models import cache_dir
 
 SEQUENCES = 64
@@ -84,7 +84,7 @@ def _read(path: Path) -> Tensor | None:
     try:
         with safe_open(path, "pt") as file:
             tensor: Tensor = file.get_tensor("rows")
-            return tensor if file.metadata() == {"digest": _digest(tensor)} else None
+            return tensor if file.metadata() == {"digest": bytes_digest(tensor)} else None
     except (OSError, SafetensorError):
         return None
 
@@ -97,12 +97,8 @@ def _write(path: Path, tensor: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
         draft = Path(scratch) / path.name
-        save_file({"rows": plain}, draft, {"digest": _digest(plain)})
+        save_file({"rows": plain}, draft, {"digest": bytes_digest(plain)})
         draft.replace(path)
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy()).hexdigest()
 
 
 def shuffled_tiles(arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
