@@ -1,9 +1,9 @@
 """CaliNet: calibrating factual knowledge in pretrained language models (Dong et al., Findings of EMNLP 2022).
 
-A bank of calibration slots stands beside the feed-forward of a few late layers: y = FFN(x) + σ(x·K̃ᵀ - θ)·Ṽ, with x what
-the feed-forward reads. Slots are found by content, token by token: whatever activates a slot's key gets its value, a
-template that was never shown included. One bank is learned for a whole set of edits with their rephrases, and none of
-them can be taken out of it alone; later edits open a bank of their own.
+A bank of calibration slots stands beside the feed-forward of the last layer, or of several:
+y = FFN(x) + σ(x·K̃ᵀ - θ)·Ṽ, with x what the feed-forward reads. Slots are found by content, token by token: whatever
+activates a slot's key gets its value, a template that was never shown included. One bank is learned for a whole set of
+edits with their rephrases, and none of them can be taken out of it alone; later edits open a bank of their own.
 
 Where the published form starts from a random side path, ours starts from values of zero, so that learning begins at the
 base model; slots speak above a threshold θ and are held back where the model reads other text: reference prompts and
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,19 +30,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from editable.edit import Patch
+from editable.edit import ModelInput, Patch
 from editable.editor import Call
 from editable.errors import InputError, SiteError
-from editable.inputs import Batch, Request
-from editable.learn import Probe, shortfall
+from editable.inputs import Arguments, Batch, Reader, Request
+from editable.learn import Probe, at_columns, shortfall
 from editable.memory.rows import Rows
 from editable.site import Site, block_paths, classifier_head, feed_forward, writes_text
 
-LATE = 4 / 5  # of the blocks lie before the first with slots: facts are recalled late (the paper's script: the last)
-PLACES = 3  # feed-forwards with slots, where `layers` does not say
+TOGETHER = 64  # siblings read in one forward
 TINY = 1e-12  # under a root, which has no slope at 0
 STILL = 0.02  # of what they are added to slots may add elsewhere, in the mean over tokens and summed over places
-HELD_BACK = 512  # tokens of other text that every step looks at
+HELD_BACK = 512  # tokens of each kind of other text that every step looks at
 
 Slots = tuple[Tensor, ...]
 """Of one place: keys (slots, features), gates likewise where the form has them, and last values (slots, features)."""
@@ -98,19 +98,20 @@ class CaliNet:
     """CaliNet as an editor; the instance is the configuration.
 
     Args:
-        layers: blocks whose feed-forwards get slots, counted from 0, from the end where negative; None takes three of
-            the last fifth.
-        slots: of one bank, in each of its layers (paper: 64 for 100 facts, 256 for question answering).
+        layers: blocks whose feed-forwards get slots, counted from 0, from the end where negative; None takes the last
+            one, as the paper's script does: nothing attends behind it, so other tokens see nothing of what is added.
+        slots: most of one bank, in each of its layers; it has no more than two for each of its edits' tokens (paper: 64
+            for 100 facts, 256 for question answering, learned in 5,000 steps and more).
         form: how a slot is activated: "relu" as beside T5's feed-forward, so that slots that see nothing of theirs add
             exactly 0; or "gated" as beside T5.1.1's, GELU(x·K̃ᵀ - θ) times a second linear read. Either can stand beside
             any feed-forward, a gated one included.
         probability: what each answer token must reach at least.
         steps: most steps of learning a bank.
-        rate: Adam's learning rate.
+        rate: Adam's learning rate at first; it falls evenly to 0.
         threshold: θ, how far a key must be met before its slot says anything; its own token meets it at 1 at first. 0
             is the published form, under which half of all text is moved a little.
-        hold: weight of what slots add elsewhere, where the model reads other text or the edits' prompts about each
-            other's subjects, against the edits' own loss.
+        hold: weight of what slots add elsewhere against the edits' own loss: where the model reads other text, the
+            edits' prompts about each other's subjects and about mixed-up names, and the locality inputs of the edits.
     """
 
     properties: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -124,13 +125,13 @@ class CaliNet:
     """What the method is, in the columns of the survey's Table 3."""
 
     layers: tuple[int, ...] | None = None
-    slots: int = 64
+    slots: int = 256
     form: Literal["relu", "gated"] = "relu"
     probability: float = 0.98
     steps: int = 400
     rate: float = 0.05
     threshold: float = 0.8
-    hold: float = 2.0
+    hold: float = 1.25
 
     def __post_init__(self) -> None:
         if self.layers is not None:
@@ -163,8 +164,7 @@ class CaliNet:
     def _blocks(self, model: nn.Module) -> list[str]:
         blocks = block_paths(model)
         if self.layers is None:
-            late = blocks[math.ceil(LATE * len(blocks)) :] or blocks[-1:]
-            return late[:: max(1, len(late) // PLACES)][:PLACES]
+            return blocks[-1:]
         wrong = [layer for layer in self.layers if not -len(blocks) <= layer < len(blocks)]
         if wrong or not self.layers:
             raise SiteError(
@@ -199,8 +199,8 @@ class CaliNet:
         """
         wanted, sites = _last_said(requests), self.sites(probe.model)
         batch = probe.reader.batch([*wanted, *_earlier(requests, state, probe)])
-        elsewhere = [one for one in (probe.reference(), _siblings(wanted, probe)) if one is not None]
-        places = self._places(probe, sites, state, probe.reader.batch(wanted), elsewhere)
+        asked = [kind for kind in (_siblings(wanted, probe), _locality(wanted, probe)) if kind]
+        places = self._places(probe, sites, state, probe.reader.batch(wanted), asked)
         rest = probe.resume(batch, next(iter(sites.values())))
 
         def loss(moving: Sequence[Tensor], rows: Tensor) -> Tensor:
@@ -209,30 +209,33 @@ class CaliNet:
             return shortfall(logits, batch.answers[rows], self.probability).sum(dim=1)
 
         start = self._start(places, min(self.slots, 2 * len(places[0].own)))
-        keep = self._holding(places) if self.hold and places[0].elsewhere is not None else None
+        kinds = sum(len(place.elsewhere) for place in places)
+        keep, still = (self._holding(places), self.hold * STILL * kinds) if self.hold and kinds else (None, math.inf)
         found = probe.descend_jointly(
-            loss, start, len(batch), self.steps, self.rate, keep=keep, still=self.hold * STILL
+            loss, start, len(batch), self.steps, self.rate, keep=keep, still=still, cooling=True
         )
         return _enter(state, requests, _slots(found, places))
 
     def _places(
-        self, probe: Probe, sites: Mapping[str, Site], state: Banks, batch: Batch, elsewhere: Sequence[Batch]
+        self,
+        probe: Probe,
+        sites: Mapping[str, Site],
+        state: Banks,
+        batch: Batch,
+        asked: Sequence[Sequence[Batch]],
     ) -> list[Place]:
-        rows = self._capture(probe, sites, state, batch)
-        others = [_real_rows(one, self._capture(probe, sites, state, one)) for one in elsewhere]
+        """Where slots stand, and what is read there: in the edits, in reference text, where other things are asked."""
+        rows, reference = self._capture(probe, sites, state, batch), probe.reference()
+        said = [] if reference is None else [(reference, self._capture(probe, sites, state, reference))]
+        others = [[(one, self._capture(probe, sites, state, one)) for one in kind] for kind in asked]
         places = []
         for name in (role.removesuffix(".input") for role in sites if role.endswith(".input")):
-            own, given = _own(batch, rows[f"{name}.input"]), rows[f"{name}.output"]
-            places.append(
-                Place(
-                    name,
-                    own,
-                    torch.cat([other[f"{name}.input"] for other in others]) if others else None,
-                    own.norm(dim=1).mean().clamp_min(TINY),
-                    given.abs().median().clamp_min(TINY),
-                    given.shape[-1],
-                )
-            )
+            role, given = f"{name}.input", rows[f"{name}.output"]
+            pools = [torch.cat([_real_rows(one, read[role]) for one, read in kind]) for kind in (said, *others) if kind]
+            pools += [torch.cat([_due_rows(one, read[role]) for one, read in kind]) for kind in others]
+            own = _own(batch, rows[role])
+            norm, size = own.norm(dim=1).mean().clamp_min(TINY), given.abs().median().clamp_min(TINY)
+            places.append(Place(name, own, tuple(pools), norm, size, given.shape[-1]))
         return places
 
     @contextmanager
@@ -276,13 +279,13 @@ class CaliNet:
         Its root mean square over features, not the square: that would let many tokens be moved a little.
         """
         draw = torch.Generator().manual_seed(0)
+        every = [(place, pool) for place in places for pool in place.elsewhere]
 
         def hold(moving: Sequence[Tensor]) -> Tensor:
             slots, added = _slots(moving, places), list[Tensor]()
-            for place in places:
-                assert place.elsewhere is not None
-                drawn = torch.randint(len(place.elsewhere), (HELD_BACK,), generator=draw).to(place.elsewhere.device)
-                given = beside(place.elsewhere[drawn], slots[place.name], self.threshold)
+            for place, pool in every:
+                drawn = torch.randint(len(pool), (HELD_BACK,), generator=draw).to(pool.device)
+                given = beside(pool[drawn], slots[place.name], self.threshold)
                 added.append((given.square().mean(dim=1) + TINY).sqrt().mean() / place.given)
             return self.hold * torch.stack(added).sum()
 
@@ -350,7 +353,8 @@ class Place:
     Args:
         name: as in the roles of its sites.
         own: (n, features) of the edits' tokens at which something can be added: where keys start.
-        elsewhere: (tokens, features) where no edit is meant; None where there is nothing to look at.
+        elsewhere: (tokens, features) each, where no edit is meant: tokens of reference text, of siblings, and of what
+            the edits were told to leave alone; and of the latter two those where answers would be due.
         read_norm: typical norm of what is read.
         given: typical size of one number of what is added to.
         width: of what is added to.
@@ -358,7 +362,7 @@ class Place:
 
     name: str
     own: Tensor
-    elsewhere: Tensor | None
+    elsewhere: tuple[Tensor, ...]
     read_norm: Tensor
     given: Tensor
     width: int
@@ -366,7 +370,7 @@ class Place:
     @property
     def usual(self) -> Tensor:
         """(features,) the mean of what is read elsewhere."""
-        return torch.zeros_like(self.own[0]) if self.elsewhere is None else self.elsewhere.mean(dim=0)
+        return torch.cat(self.elsewhere).mean(dim=0) if self.elsewhere else torch.zeros_like(self.own[0])
 
 
 def _own(batch: Batch, reads: Tensor) -> Tensor:
@@ -380,9 +384,14 @@ def _own(batch: Batch, reads: Tensor) -> Tensor:
     return reads.gather(1, due)[batch.answers != -100]
 
 
-def _real_rows(batch: Batch, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """(tokens, features) of each role's rows (batch, positions, features), padding left out."""
-    return {role: one[_real(batch, one)] for role, one in rows.items()}
+def _real_rows(batch: Batch, rows: Tensor) -> Tensor:
+    """(tokens, features) of rows (batch, positions, features), padding left out."""
+    return rows[_real(batch, rows)]
+
+
+def _due_rows(batch: Batch, rows: Tensor) -> Tensor:
+    """(n, features) of rows (batch, positions, features) where an answer is due: the last token, or any real one."""
+    return _real_rows(batch, rows) if batch.columns is None else at_columns(rows, batch.last_real)
 
 
 def _real(batch: Batch, rows: Tensor) -> Tensor:
@@ -394,28 +403,45 @@ def _real(batch: Batch, rows: Tensor) -> Tensor:
     return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
 
 
-def _siblings(requests: Sequence[Request], probe: Probe) -> Batch | None:
-    """The edits' own prompts about each other's subjects: slots have to tell these apart, not know a template alone.
+def _siblings(requests: Sequence[Request], probe: Probe) -> list[Batch]:
+    """The edits' own prompts about others: slots have to tell these apart, not know a template alone.
 
-    None where no edit of a decoder says its subject.
+    Each prompt once about another edit's subject, and once about a name made of words of all of them. Only decoders'
+    edits that say their subject have siblings.
     """
     reader = probe.reader
     subjects = list(dict.fromkeys(r.edit.subject for r in requests if r.edit.subject))
     if len(subjects) < 2 or not reader.text or reader.seq2seq or reader.tokenizer is None:
-        return None
-    said = {text for request in requests for text in _texts(request, probe)}
-    found: list[str] = []
-    for place, (request, text) in enumerate((r, t) for r in requests if r.edit.subject for t in _texts(r, probe)):
-        # A stride that goes round all subjects, and never lands on the prompt's own.
-        other = subjects[(subjects.index(str(request.edit.subject)) + 1 + place % (len(subjects) - 1)) % len(subjects)]
-        changed = text.replace(str(request.edit.subject), other)
-        if changed not in said:
-            found.append(changed)
-    if not found:
-        return None
-    arguments = reader.stack([reader.arguments(text) for text in found])
-    nothing = torch.full((len(found), 1), -100, device=reader.device)
-    return Batch(arguments, torch.zeros_like(nothing), nothing, nothing[:, 0])
+        return []
+    said = [(text, str(r.edit.subject)) for r in requests if r.edit.subject for text in _texts(r, probe)]
+    draw, words = random.Random(len(said)), [word for subject in subjects for word in subject.split()]
+    found = dict[str, None]()
+    for text, subject in said:
+        mixed = " ".join(draw.choice(words) for _ in subject.split())
+        for other in (draw.choice([one for one in subjects if one != subject]), mixed):
+            found[text.replace(subject, other)] = None
+    own = {text for text, _ in said}
+    return _in_batches([text for text in found if text not in own], probe)
+
+
+def _locality(requests: Sequence[Request], probe: Probe) -> list[Batch]:
+    """What the edits were told to leave alone."""
+    return _in_batches([one for request in requests for one in request.edit.locality], probe)
+
+
+def _in_batches(inputs: Sequence[ModelInput], probe: Probe) -> list[Batch]:
+    """Inputs to which no answer is due, those of a length together."""
+    reader = probe.reader
+    each = [reader.forward(one) for one in inputs]
+    if each and "input_ids" in each[0]:
+        each = sorted(each, key=lambda one: one["input_ids"].shape[1])
+    return [_unanswered(reader, each[start : start + TOGETHER]) for start in range(0, len(each), TOGETHER)]
+
+
+def _unanswered(reader: Reader, inputs: Sequence[Arguments]) -> Batch:
+    nothing = torch.full((len(inputs), 1), -100, device=reader.device)
+    columns = torch.zeros_like(nothing) if reader.text else None
+    return Batch(reader.stack(inputs), columns, nothing, nothing[:, 0])
 
 
 def _texts(request: Request, probe: Probe) -> list[str]:

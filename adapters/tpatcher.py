@@ -36,7 +36,8 @@ from editable.memory.rows import Rows
 from editable.site import ACTIVATIONS, FeedForward, Site, find_module, units_place
 
 HARDEST = 1000  # memory queries that a unit's losses are the mean of (paper, section 3.3)
-ROWS = ("keys", "biases", "values", "centres", "radii", "queries", "firsts")
+PATCHED = ("keys", "biases", "values", "centres", "radii", "queries", "firsts")  # rows that a patch brings
+ROWS = (*PATCHED, "squares")
 NEAREST = 4096  # memory queries that a unit is learned against: further ones are never among the hardest
 
 
@@ -59,6 +60,7 @@ class Units:
         biases: (m,).
         values: (m, features out).
         centres: (m, features in) the query that each unit was learned on.
+        squares: (m,) their squared lengths.
         radii: (m,) how far from its centre a unit acts.
         queries: (q, features in) what each edit's answer tokens are read from: later edits keep their hands off.
         firsts: (q,) whether a query is that of an answer's first token.
@@ -70,6 +72,7 @@ class Units:
     biases: Rows
     values: Rows
     centres: Rows
+    squares: Rows
     radii: Rows
     queries: Rows
     firsts: Rows
@@ -430,10 +433,10 @@ def _speaking(rows: Tensor, state: Units, until: int) -> Tensor:
     """(...) the newest of the first `until` units that acts on each of rows (..., features); -1 for none."""
     if not until:
         return torch.full(rows.shape[:-1], -1, device=rows.device)
-    centres, radii = state.centres.on(rows.device)[:until], state.radii.on(rows.device)[:until]
-    squares = rows.square().sum(dim=-1, keepdim=True) + centres.square().sum(dim=1) - 2 * (rows @ centres.T)
+    centres, squares, radii = (one.on(rows.device)[:until] for one in (state.centres, state.squares, state.radii))
+    apart = rows.square().sum(dim=-1, keepdim=True) + squares - 2 * (rows @ centres.T)
     numbers = torch.arange(until, device=rows.device)
-    return torch.where(squares <= radii.square(), numbers, -1).amax(dim=-1)
+    return torch.where(apart <= radii.square(), numbers, -1).amax(dim=-1)
 
 
 def _empty(width: int, width_out: int, activation: str, device: torch.device) -> Units:
@@ -441,7 +444,7 @@ def _empty(width: int, width_out: int, activation: str, device: torch.device) ->
         return Rows.empty(*shape, dtype=dtype, device=device)
 
     firsts = rows(dtype=torch.bool)
-    return Units(rows(width), rows(), rows(width_out), rows(width), rows(), rows(width), firsts, {}, activation)
+    return Units(rows(width), rows(), rows(width_out), rows(width), rows(), rows(), rows(width), firsts, {}, activation)
 
 
 def _patch(
@@ -473,8 +476,10 @@ def _insert(state: Units, patches: Sequence[Patch], device: torch.device) -> Uni
         span = Span(unit, len(patch.tensors["radii"]), query, len(patch.tensors["queries"]))
         spans[patch.edit_id] = span
         unit, query = unit + span.units, query + span.queries
-    grown = {name: getattr(state, name).append(_stacked(patches, name, device)) for name in ROWS}
-    return replace(state, spans=spans, **grown)
+    grown = {name: getattr(state, name).append(_stacked(patches, name, device)) for name in PATCHED}
+    # Edit by edit: a sum over the rows of several may round otherwise.
+    squares = torch.cat([patch.tensors["centres"].square().sum(dim=1) for patch in patches]).to(device)
+    return replace(state, spans=spans, squares=state.squares.append(squares), **grown)
 
 
 def _stacked(patches: Sequence[Patch], name: str, device: torch.device) -> Tensor:

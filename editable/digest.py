@@ -39,7 +39,7 @@ def base_digest(model: nn.Module) -> str:
     tensors = dict(sorted(_persistent_tensors(model)))
     distinct = {_identity(tensor): tensor for tensor in tensors.values()}
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:  # hashlib releases the GIL
-        hashed = dict(zip(distinct, pool.map(_bytes_digest, distinct.values()), strict=True))
+        hashed = dict(zip(distinct, pool.map(bytes_digest, distinct.values()), strict=True))
     whole = hashlib.sha256()
     for name, tensor in tensors.items():
         line = [name, str(tensor.dtype), list(tensor.shape), hashed[_identity(tensor)]]
@@ -90,6 +90,7 @@ def _identity(tensor: Tensor) -> Hashable:
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
-def _bytes_digest(tensor: Tensor) -> str:
+def bytes_digest(tensor: Tensor) -> str:
+    """Digest the bytes of a tensor alone: SHA-256 as 64 hex digits."""
     flat = tensor.cpu().contiguous().reshape(-1)  # no copy for a contiguous tensor on the CPU
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()

@@ -347,8 +347,8 @@ class Probe:
     def unrelated(self, site: Site, batch: Batch) -> Tensor:
         """(n, features) activations at the site of inputs that no edit is about, at all their positions.
 
-        Text that the frozen model says by itself, sampled once; for models that read text and write none, the
-        reference prompts; for images, those of the batch with their tiles shuffled: the same colours and textures
+        Text that the frozen model says by itself, sampled once and cached; for models that read text and write none,
+        the reference prompts; for images, those of the batch with their tiles shuffled: the same colours and textures
         showing something else.
         """
         if not self.reader.text and (self.reader.tokenizer is None or not self._reference):
@@ -359,10 +359,15 @@ class Probe:
         return self._unrelated[site]
 
     def _spoken(self, site: Site) -> Tensor:
-        said: list[Tensor] = []
-        with _collecting(self.model, site, said):
-            own_words.speak(self.model, self.reader.decoder_start if self.reader.seq2seq else None)
-        return torch.cat([rows.flatten(0, 1) for rows in said]).float()
+        start = self.reader.decoder_start if self.reader.seq2seq else None
+
+        def speak() -> Tensor:
+            said: list[Tensor] = []
+            with _collecting(self.model, site, said):
+                own_words.speak(self.model, start)
+            return torch.cat([rows.flatten(0, 1) for rows in said]).float()
+
+        return own_words.kept(self.model, f"{site} {start}", speak).to(self.reader.device)
 
     def rows_of(self, inputs: Sequence[ModelInput], site: Site) -> Tensor:
         """(n, features) activations at the site at all positions of these inputs."""
@@ -387,6 +392,7 @@ class Probe:
         chunk: int = 32,
         keep: Callable[[Sequence[Tensor]], Tensor] | None = None,
         still: float = math.inf,
+        cooling: bool = False,
     ) -> list[Tensor]:
         """Move tensors that `count` rows share until every row's loss is at most DONE, or for so many steps.
 
@@ -394,13 +400,13 @@ class Probe:
         number that is added to the rows' mean: what holds them back elsewhere; it has to come down to `still` as well.
         A step is Adam's at learning rate `rate`, over a chunk of rows that is drawn in an order that repeats: open rows
         first, then others, so that those stay done. Whenever all looked done and are not when looked at together, steps
-        become smaller.
+        become smaller; with `cooling` they become so all the time, evenly, and reach 0 with the last one.
         """
         moving = [tensor.detach().float().clone().requires_grad_() for tensor in start]
         optimiser = torch.optim.Adam(moving, lr=rate)
         draw = torch.Generator().manual_seed(count)
         left = torch.full((count,), math.inf, device=moving[0].device)
-        for _ in range(steps):
+        for step in range(steps):
             rows = _open_first(left, chunk, draw)
             with torch.enable_grad():
                 each = loss(moving, rows).float()
@@ -408,6 +414,7 @@ class Probe:
                 gradients = torch.autograd.grad(each.mean() + held, moving)
             for tensor, gradient in zip(moving, gradients, strict=True):
                 tensor.grad = gradient
+            optimiser.param_groups[0]["lr"] = rate * (1 - step / steps) if cooling else rate
             optimiser.step()
             left[rows] = each.detach()
             if not bool((left > DONE).any()) and bool(held <= still):
@@ -415,7 +422,7 @@ class Probe:
                     left = torch.cat([loss(moving, part) for part in torch.arange(count).to(left.device).split(chunk)])
                 if not bool((left > DONE).any()):
                     break
-                optimiser.param_groups[0]["lr"] *= CALMER
+                rate *= CALMER
         return [tensor.detach() for tensor in moving]
 
     def reference(self) -> Batch | None:

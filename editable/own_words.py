@@ -1,18 +1,26 @@
 """Inputs that nobody gave: what a frozen model says by itself, images that show nothing in particular or the same.
 
-What an editor keeps its hands off where its user has no corpus at hand. Always the same for the same model; the global
-random state is neither read nor moved.
+What an editor keeps its hands off where its user has no corpus at hand. Always the same for the same model, so what a
+place in a model makes of it is worked out once and kept in the user's cache; the global random state is neither read
+nor moved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from editable import augment
+from editable.digest import base_digest, bytes_digest
+from editable.models import cache_dir
 
 SEQUENCES = 64
 TOKENS = 16  # in each
@@ -43,6 +51,54 @@ def speak(model: nn.Module, decoder_start: int | None = None) -> Tensor:
             chances = output.logits[:, -1].float().softmax(dim=-1).cpu()
             said = torch.cat([said, torch.multinomial(chances, 1, generator=random).to(device)], dim=1)
     return said
+
+
+def folder() -> Path:
+    """Where `kept` keeps its files: below `EDITABLE_CACHE`, or the user's cache directory."""
+    return cache_dir() / "own_words"
+
+
+def kept(model: nn.Module, place: str, work_out: Callable[[], Tensor]) -> Tensor:
+    """What `work_out` makes of what the model says, from the cache where a model of the same weights has left it there.
+
+    A file that is damaged counts as none, and a folder that cannot be written to keeps nothing.
+
+    Args:
+        model: whose weights name the file, so that none is ever read for another model.
+        place: what else the result depends on: where in the model it is read, how speaking begins.
+        work_out: makes the tensor; called where there is no file.
+    """
+    key = json.dumps([base_digest(model), place, SEQUENCES, TOKENS])
+    path = folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+    found = _read(path)
+    if found is None:
+        found = work_out()
+        with contextlib.suppress(OSError):
+            _write(path, found)
+    return found
+
+
+def _read(path: Path) -> Tensor | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensor: Tensor = file.get_tensor("rows")
+            return tensor if file.metadata() == {"digest": bytes_digest(tensor)} else None
+    except (OSError, SafetensorError):
+        return None
+
+
+def _write(path: Path, tensor: Tensor) -> None:
+    """Under its name complete or not at all: written beside it and renamed."""
+    from safetensors.torch import save_file
+
+    plain = tensor.detach().cpu().contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
+        draft = Path(scratch) / path.name
+        save_file({"rows": plain}, draft, {"digest": bytes_digest(plain)})
+        draft.replace(path)
 
 
 def shuffled_tiles(arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:

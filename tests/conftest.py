@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from editable import EditableModel
+from editable import EditableModel, own_words
 from editable.adapters import GRACE
 from editable.scopes import SentenceScope
 from tests.contract.harness import Edited, reads_text, with_edits
@@ -36,6 +36,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_words_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tiny models say is not left in the user's cache."""
+    folder = tmp_path_factory.mktemp("own_words")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_words, "folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session", params=FAMILIES, ids=lambda family: family.name)

