@@ -148,7 +148,7 @@ def _value(name: str, text: str, kind: Any) -> Any:
             raise InputError(f"{name} is {text!r}, expected one of {', '.join(kinds)}.")
         return kinds[text]
     if origin is tuple:
-        return tuple(text.split(","))
+        return tuple(_value(name, part, arguments[0]) for part in text.split(","))
     if kind is bool:
         return _value(name, text.lower(), Literal["true", "false"]) == "true"
     try:

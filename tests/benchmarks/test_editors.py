@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import editable.adapters
-from editable.adapters import GRACE
+from editable.adapters import GRACE, MELO, CaliNet
 from editable.benchmarks import editors
 from editable.benchmarks.baselines import Baseline
 from editable.benchmarks.baselines.finetuning import FineTuning
@@ -137,3 +137,8 @@ def test_attached_gives_the_model_back(tmp_path: Path) -> None:
     with editors.attached("unedited", editors.method("unedited"), loaded.model, loaded.tokenizer) as system:
         assert system.name == "unedited"
         assert not loaded.model._forward_pre_hooks
+
+
+def test_an_option_of_several_values() -> None:
+    assert editors.find("calinet", {"layers": "-3,-2"}) == CaliNet(layers=(-3, -2))
+    assert editors.find("melo", {"targets": "down_proj,up_proj"}) == MELO(targets=("down_proj", "up_proj"))
