@@ -8,9 +8,10 @@ which a gate can tell from clean ones; within it digits have to be learned anew,
 - labels       --edits images get another label, one after another, each with --rephrases augmented images (moved and
                turned). SR: the edited images with the final model; GR: augmented images of other draws; lost: by how
                much accuracy on all test images has fallen.
-- fog          --repairs fogged images are edits with their true label, learned in one batch. Accuracy on the test
-               images fogged, and on the same images clean. "cnp, fitted" was meta-trained on training images in fog:
-               it knows how fogged images resemble one another, and no label of any but the edits'.
+- fog          --repairs fogged images are edits with their true label, learned in one batch, each with --copies of it
+               that are moved and turned. Accuracy on the test images fogged, and on the same images clean. "cnp,
+               fitted" was meta-trained on training images in fog: it knows how fogged images resemble one another, and
+               no label of any but the edits'.
 
 The digits are scikit-learn's (1,797 of 8 x 8 pixels, enlarged), or what --data names: a file that `editable.datasets`
 reads. Fog is that of MNIST-C (Mu and Gilmer, 2019).
@@ -52,7 +53,8 @@ TRAINED, SET_ASIDE = 0.6, 300  # share of the images to train on; of the others,
 SIDE = 28  # pixels
 BATCH, RATE = 64, 1e-3
 FIRST = "hidden"  # the layer that reads what the convolution sees
-LORA_STEPS = 300
+LORA_STEPS = 600
+MOVED = 0.15  # strength at which copies of fogged edits are moved and turned
 FITTED = 1200  # training images that a metric is fitted on
 STRENGTHS = (0.2, 0.4)  # of their corruption
 DRAWS = 8  # augmented images of each edited one that generality is asked on
@@ -227,11 +229,17 @@ def relabelled(model: nn.Module, editor: Editor, data: Digits, asked: Mapping[st
         )
 
 
-def repaired(model: nn.Module, editor: Editor, data: Digits, strength: float, count: int, seed: int) -> Repaired:
-    """Fogged images with their labels as edits, in one batch."""
-    (images, labels), (test, wanted) = foggy(data, strength, count, seed)
+def repaired(model: nn.Module, editor: Editor, data: Digits, asked: Mapping[str, Any]) -> Repaired:
+    """Fogged images with their labels as edits, in one batch; `asked` has the options."""
+    seed = asked["seed"]
+    (images, labels), (test, wanted) = foggy(data, asked["fog"], asked["repairs"], seed)
+    draw = torch.Generator().manual_seed(seed + 6)
+    copies = [augmented(images, MOVED, draw) for _ in range(asked["copies"])]
     before = accuracy(model, test, wanted), accuracy(model, *data.test)
-    edits = [Edit(image, label) for image, label in zip(images, labels.tolist(), strict=True)]
+    edits = [
+        Edit(image, label, rephrases=[one[number] for one in copies])
+        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True))
+    ]
     with closing(EditableModel(model, editor=editor)) as em:
         seconds = timing.clocked(lambda: em.edit(edits, verify=False))()
         return Repaired(before[0], accuracy(model, test, wanted), before[1], accuracy(model, *data.test), seconds)
@@ -313,6 +321,7 @@ def options() -> ArgumentParser:
     parser.add_argument("--rephrases", type=int, default=24, help="augmented images given with each")
     parser.add_argument("--strength", type=float, default=0.1, help="of augmentation")
     parser.add_argument("--repairs", type=int, default=200, help="fogged digits with their true label")
+    parser.add_argument("--copies", type=int, default=8, help="moved and turned copies given with each of them")
     parser.add_argument("--fog", type=float, default=0.3, help="how thick; MNIST-C's severities are 0.2 to 1")
     parser.add_argument("--fitted-on", default="fog", help="corruptions of training digits that CNP is fitted on")
     parser.add_argument("--epochs", type=int, default=12, help="of training")
@@ -337,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metric = fitted(model, data, chosen.fitted_on.split(","), path, chosen.seed)
         common.note(f"metric: {metric}")
         for name, editor in fog_editors(model, images, path).items():
-            fogged[name] = repaired(model, editor, data, chosen.fog, chosen.repairs, chosen.seed)
+            fogged[name] = repaired(model, editor, data, vars(chosen))
             common.note(f"fog, {name}: {_without_seconds(fogged[name])}")
     found = judged(labels, fogged)
     quality = {

@@ -15,6 +15,8 @@ from editable.metric import Course
 from editable.site import Site
 from tests.benchmarks.conftest import printed
 
+FOGGED = {"fog": 0.3, "repairs": 60, "seed": 0, "copies": 0}
+
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> digits.Digits:
@@ -69,10 +71,10 @@ def test_fog(small: digits.Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(digits, "Course", lambda seed: Course(steps=80, seed=seed))
     monkeypatch.setattr(digits, "FITTED", 200)
     digits.fitted(model, small, ["fog"], path, seed=0)
-    found = digits.repaired(model, CNP(site=digits.FIRST, weights=str(path)), small, 0.3, 60, 0)
+    found = digits.repaired(model, CNP(site=digits.FIRST, weights=str(path)), small, FOGGED)
     assert found.fogged_after > found.fogged_before + 0.2
     assert found.lost <= 0.01
-    apart = digits.repaired(model, CNP(radius=1e-3), small, 0.3, 60, 0)
+    apart = digits.repaired(model, CNP(radius=1e-3), small, FOGGED)
     assert (apart.fogged_after, apart.lost) == (apart.fogged_before, 0.0), "no unseen image lies so near"
 
 
