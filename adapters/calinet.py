@@ -1,6 +1,6 @@
 """CaliNet: calibrating factual knowledge in pretrained language models (Dong et al., Findings of EMNLP 2022).
 
-A bank of calibration slots stands beside the feed-forward of the last layer, or of several:
+A bank of calibration slots stands beside the feed-forward of a late layer, or of several:
 y = FFN(x) + σ(x·K̃ᵀ - θ)·Ṽ, with x what the feed-forward reads. Slots are found by content, token by token: whatever
 activates a slot's key gets its value, a template that was never shown included. One bank is learned for a whole set of
 edits with their rephrases, and none of them can be taken out of it alone; later edits open a bank of their own.
@@ -39,6 +39,7 @@ from editable.memory.rows import Rows
 from editable.site import Site, block_paths, classifier_head, feed_forward, writes_text
 
 TOGETHER = 64  # siblings read in one forward
+LATE = 3  # blocks with slots: wordings that were not shown find their facts there, which in the last alone fewer do
 TINY = 1e-12  # under a root, which has no slope at 0
 STILL = 0.02  # of what they are added to slots may add elsewhere, in the mean over tokens and summed over places
 HELD_BACK = 512  # tokens of each kind of other text that every step looks at
@@ -99,7 +100,7 @@ class CaliNet:
 
     Args:
         layers: blocks whose feed-forwards get slots, counted from 0, from the end where negative; None takes the last
-            one, as the paper's script does: nothing attends behind it, so other tokens see nothing of what is added.
+            three (the paper's script takes the last).
         slots: most of one bank, in each of its layers; it has no more than two for each of its edits' tokens (paper: 64
             for 100 facts, 256 for question answering, learned in 5,000 steps and more).
         form: how a slot is activated: "relu" as beside T5's feed-forward, so that slots that see nothing of theirs add
@@ -164,7 +165,7 @@ class CaliNet:
     def _blocks(self, model: nn.Module) -> list[str]:
         blocks = block_paths(model)
         if self.layers is None:
-            return blocks[-1:]
+            return blocks[-LATE:]
         wrong = [layer for layer in self.layers if not -len(blocks) <= layer < len(blocks)]
         if wrong or not self.layers:
             raise SiteError(

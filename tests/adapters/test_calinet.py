@@ -15,12 +15,13 @@ from torch import Tensor
 
 from editable import Edit, EditableModel, models
 from editable.adapters import CaliNet, calinet
-from editable.adapters.calinet import Banks, Place, _siblings, beside, keys_for
+from editable.adapters.calinet import LATE, Banks, Place, _siblings, beside, keys_for
 from editable.edit import Patch
 from editable.editor import Call
 from editable.errors import InputError, SiteError
 from editable.inputs import Reader
 from editable.learn import Probe, shadow_of
+from editable.site import block_paths
 from editable.snapshot import Snapshot
 from tests.conftest import Attach
 from tests.contract.harness import edits_of, everything, named, same_bits
@@ -218,12 +219,17 @@ def test_reference_text_is_held_still() -> None:
 
 def test_slots_stand_in_every_family(loaded: Loaded) -> None:
     sites = CaliNet().sites(loaded.model)
-    assert list(sites) == ["0.input", "0.output"]
-    assert sites["0.input"].side == "input" and sites["0.output"].side == "output"
-    if "resnet" in loaded.family.name or "efficientnet" in loaded.family.name:
-        assert sites["0.input"].path == sites["0.output"].path, "beside the head, where there is no feed-forward"
-    else:
-        assert sites["0.input"].path.startswith(f"{sites['0.output'].path}."), "read inside the block, added behind it"
+    count = len(sites) // 2
+    assert list(sites) == [f"{place}.{side}" for place in range(count) for side in ("input", "output")]
+    beside_head = "resnet" in loaded.family.name or "efficientnet" in loaded.family.name
+    for place in range(count):
+        read, added = sites[f"{place}.input"], sites[f"{place}.output"]
+        assert (read.side, added.side) == ("input", "output")
+        if beside_head:
+            assert (count, read.path) == (1, added.path), "beside the head, where there is no feed-forward"
+        else:
+            assert read.path.startswith(f"{added.path}."), "read inside the block, added behind it"
+    assert beside_head or count == min(LATE, len(block_paths(loaded.model)))
 
 
 def test_chosen_layers() -> None:
