@@ -34,7 +34,7 @@ from editable.edit import ModelInput, Patch
 from editable.editor import Call
 from editable.errors import InputError, SiteError
 from editable.inputs import Arguments, Batch, Reader, Request
-from editable.learn import Probe, at_columns, shortfall
+from editable.learn import Probe, at_answers, at_columns, shortfall
 from editable.memory.rows import Rows
 from editable.site import Site, block_paths, classifier_head, feed_forward, writes_text
 
@@ -381,8 +381,7 @@ def _own(batch: Batch, reads: Tensor) -> Tensor:
     """
     if batch.columns is None:
         return torch.cat([reads[:, 0], reads.mean(dim=1)])
-    due = batch.columns[..., None].expand(-1, -1, reads.shape[-1])
-    return reads.gather(1, due)[batch.answers != -100]
+    return at_answers(reads, batch)
 
 
 def _real_rows(batch: Batch, rows: Tensor) -> Tensor:

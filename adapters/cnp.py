@@ -36,7 +36,7 @@ from editable.editor import Call, Considered
 from editable.entries import Entries
 from editable.errors import InputError
 from editable.inputs import Batch, Request
-from editable.learn import Capture, Probe, at_columns, shortfall
+from editable.learn import Capture, Probe, at_answers, shortfall
 from editable.memory.points import Points
 from editable.metric import Course, Fitted
 from editable.resident import Residents
@@ -362,12 +362,14 @@ class _Pairs:
     def of_batch(cls, batch: Batch, rows: Tensor) -> _Pairs:
         """Those of a teacher-forced batch, whose rows (batch, positions, features) the model gave."""
         due = batch.answers != -100  # (batch, longest answer)
-        if batch.columns is None:
-            inputs = at_columns(rows, batch.last_real)
-        else:
-            inputs = rows.gather(1, batch.columns[..., None].expand(-1, -1, rows.shape[-1]))[due]
         own = batch.requests.diff(prepend=batch.requests[:1] - 1) != 0  # (batch,) the first row of each request
         sizes = due[own].sum(dim=1)
         starts = (sizes.cumsum(0) - sizes)[batch.requests]
         row, offset = due.nonzero(as_tuple=True)
-        return cls(inputs.float(), batch.answers[due], starts[row] + offset, own[row].nonzero()[:, 0], sizes.tolist())
+        return cls(
+            at_answers(rows, batch).float(),
+            batch.answers[due],
+            starts[row] + offset,
+            own[row].nonzero()[:, 0],
+            sizes.tolist(),
+        )

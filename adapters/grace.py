@@ -29,7 +29,7 @@ from editable.editor import Call, Considered
 from editable.entries import Entries
 from editable.errors import InputError
 from editable.inputs import Batch, Request
-from editable.learn import Capture, Probe, at_columns, shortfall
+from editable.learn import Capture, Probe, at_answers, at_columns, shortfall
 from editable.routing import Routes, Scope
 from editable.scopes.ball import BallScope
 from editable.site import Site, block_paths, classifier_head, down_projection, find_module, writes_text
@@ -168,11 +168,7 @@ class GRACE:
 
     def _per_token(self, prompts: Batch, rows: Tensor, site: Site, probe: Probe) -> list[Tensor]:
         due = prompts.answers != -100  # (requests, longest answer)
-        if prompts.columns is None:
-            start = at_columns(rows, prompts.last_real)
-        else:
-            start = rows.gather(1, prompts.columns[..., None].expand(-1, -1, rows.shape[-1]))[due]
-        targets, tail = prompts.answers[due], probe.tail(site)
+        start, targets, tail = at_answers(rows, prompts), prompts.answers[due], probe.tail(site)
 
         def loss(values: Tensor, which: Tensor) -> Tensor:
             return shortfall(tail(values), targets[which], self.probability)

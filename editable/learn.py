@@ -525,6 +525,13 @@ def at_columns(rows: Tensor, columns: Tensor | None) -> Tensor:
     return rows[torch.arange(len(rows), device=rows.device), columns]
 
 
+def at_answers(rows: Tensor, batch: Batch) -> Tensor:
+    """(answer tokens, features) of rows (rows, positions, features): each where its token, or the label, is read."""
+    if batch.columns is None:
+        return at_columns(rows, batch.last_real)
+    return rows.gather(1, batch.columns[..., None].expand(-1, -1, rows.shape[-1]))[batch.answers != -100]
+
+
 def shortfall(logits: Tensor, targets: Tensor, probability: float) -> Tensor:
     """How far each target's log-odds stay below those of `probability`: 0 where it is reached.
 

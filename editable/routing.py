@@ -9,7 +9,7 @@ Edits are known by their slot: their number in order of arrival, which no other 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -237,6 +237,27 @@ def decide(call: Call, rows: Tensor, scope: Scope, routes: Routes) -> None:
     if earlier is not None:
         best = _prefer(earlier, best, best["hit"] & ~_fed_back(call, rows, routes, earlier))
     call.decide(best)
+
+
+def looked_up(
+    call: Call,
+    rows: Tensor,
+    lags: Sequence[int],
+    starts: NDArray[np.bool_] | None,
+    look: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> list[tuple[Tensor, Tensor]]:
+    """What `Scope.find` gives, of a scope that looks activations up: all that are worth it together.
+
+    `look` finds slot and share (m,) of activations (m, features).
+    """
+    queries = torch.stack([call.at_key(rows, lag) for lag in lags])  # (lags, batch, features)
+    if starts is None or len(lags) == 1:
+        slot, share = look(queries.flatten(0, 1))
+        return list(zip(slot.view(len(lags), -1), share.view(len(lags), -1), strict=True))
+    worth = torch.from_numpy(starts.T).to(rows.device)  # (lags, batch)
+    slots, shares = torch.zeros_like(worth, dtype=torch.long), torch.full(worth.shape, torch.inf, device=rows.device)
+    slots[worth], shares[worth] = look(queries[worth])
+    return list(zip(slots, shares, strict=True))
 
 
 def nowhere(hit: Tensor) -> bool:

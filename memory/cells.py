@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from editable.memory.distance import euclidean
 from editable.memory.sketch import Slack
 
 CELLS_PER_ROOT = 4.0  # cells for n members: so many times the square root of n
@@ -119,7 +120,7 @@ class Cells:
     @np.errstate(invalid="ignore", over="ignore")  # a query that is no place is near nothing
     def _cells_near(self, query: Tensor, reach: Numbers | float) -> Numbers:
         """The cells with a member that may lie within `reach` (one, or one for each cell) of query (width,)."""
-        distance = torch.cdist(query[None], self.centres, compute_mode="donot_use_mm_for_euclid_dist")[0].numpy()
+        distance = euclidean(query[None], self.centres)[0].numpy()
         outer, inner, point = self.outer.numpy(), self.inner.numpy(), query.numpy()
         ball = np.maximum(distance - outer, inner - distance) - ROUNDING * (distance + outer)
         cells = np.flatnonzero(ball <= reach)

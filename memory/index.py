@@ -19,6 +19,7 @@ from torch import Tensor
 
 from editable.memory.cells import Cells
 from editable.memory.column import Column
+from editable.memory.distance import euclidean
 from editable.memory.rows import Rows
 from editable.memory.sketch import SAMPLE, Sketch, Slack
 from editable.memory.sparse import SparseRows
@@ -232,4 +233,4 @@ class Query:
 def _distances(vector: Tensor, others: Tensor) -> Numbers:
     if not len(others):
         return np.empty(0, np.float32)
-    return torch.cdist(vector[None], others, compute_mode="donot_use_mm_for_euclid_dist")[0].numpy()
+    return euclidean(vector[None], others)[0].numpy()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from editable.memory.column import Column
+from editable.memory.distance import euclidean, latest_nearest
 from editable.memory.rows import Rows
 from editable.memory.sparse import SparseRows
 
@@ -85,18 +86,15 @@ class Points:
         that do not count.
         """
         keys, reach = self.keys.on(queries.device), self._reach.to(queries.device, non_blocking=True)
-        # From differences: a matrix product would lose the small ones between large vectors.
-        apart = torch.cdist(queries.float(), keys, compute_mode="donot_use_mm_for_euclid_dist")
+        apart = euclidean(queries.float(), keys)
         return apart.masked_fill(reach < 0, torch.inf), torch.where(reach < 0, 1.0, reach)
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """The key nearest to each of queries (m, features): its slot (m,), and its distance in radii (m,)."""
         apart, reach = self.distances(queries)
-        least = apart.amin(dim=1, keepdim=True)
-        order = torch.arange(apart.shape[1], device=queries.device)
-        row = torch.where(apart == least, order, -1).amax(dim=1).clamp_min(0)
+        row, least = latest_nearest(apart)
         # A radius of 0 holds its own key.
-        return self.slots.on(queries.device)[row], least[:, 0] / reach[row].clamp_min(torch.finfo(reach.dtype).tiny)
+        return self.slots.on(queries.device)[row], least / reach[row].clamp_min(torch.finfo(reach.dtype).tiny)
 
     @cached_property
     def _reach(self) -> Tensor:
@@ -135,7 +133,7 @@ class Points:
         if not len(self.keys):
             return []
         held = self.keys.on(keys.device)
-        apart = torch.cdist(keys.float(), held, compute_mode="donot_use_mm_for_euclid_dist")
+        apart = euclidean(keys.float(), held)
         near: list[bool] = (apart.amin(dim=0) <= within).tolist()
         return near
 

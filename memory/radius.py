@@ -20,6 +20,7 @@ from torch import Tensor
 
 from editable.memory.background import Job
 from editable.memory.column import Column
+from editable.memory.distance import euclidean, latest_nearest
 from editable.memory.index import Index, Query, first
 from editable.memory.links import Links
 from editable.memory.placing import GUESSED, KINDS, RECORD, SPLIT_GAP, Course, Life, Placed, Witnesses
@@ -165,11 +166,9 @@ class Codebook:
     def _found_among_all(self, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
         """Every distance measured, nothing waited for: small books, and accelerators."""
         radius = self._radius_on(queries.device, space)
-        exact = _distances(queries, self.keys.on(queries.device)).masked_fill(radius < 0, torch.inf)  # (m, n)
-        least = exact.amin(dim=1, keepdim=True)
-        order = torch.arange(len(self), device=queries.device)
-        row = torch.where(exact == least, order, -1).amax(dim=1).clamp_min(0)
-        distance, around = least.squeeze(1), radius[row]
+        exact = euclidean(queries, self.keys.on(queries.device)).masked_fill(radius < 0, torch.inf)  # (m, n)
+        row, distance = latest_nearest(exact)
+        around = radius[row]
         smallest = torch.finfo(radius.dtype).tiny  # a ball of radius 0 holds its own key
         return row, torch.where(distance <= around, distance / around.clamp_min(smallest), torch.inf)
 
@@ -242,9 +241,9 @@ class Codebook:
         self, bounds: Query, query: Tensor, limit: float, within: float, seen: Callable[[Numbers], Numbers]
     ) -> tuple[int, float]:
         """The nearest, of which it is known that none lies `within` that distance but beyond `limit`."""
-        rows, distances = bounds.within(limit, seen)
+        rows, lowest = bounds.within(limit, seen)
         best, start, count = (-1, math.nextafter(within, math.inf)), 0, AT_ONCE
-        while start < bounds.beyond(distances, best[1]):
+        while start < bounds.beyond(lowest, best[1]):
             some = rows[start : start + count]
             row, least = _latest_nearest(some, self._measured(query, some))
             if row >= 0 and (least, -row) < (best[1], -best[0]):
@@ -276,7 +275,7 @@ class Codebook:
     def _measured(self, query: Tensor, rows: Numbers) -> Numbers:
         """(m,) distances of query (features,) to the keys of rows (m,)."""
         keys = self.keys.at(torch.from_numpy(rows).to(self.keys.device))
-        return _distances(query[None].to(keys.device), keys)[0].cpu().numpy()
+        return euclidean(query[None].to(keys.device), keys)[0].cpu().numpy()
 
     def _radius_on(self, device: torch.device, space: str | None) -> Tensor:
         if space is None:
@@ -397,16 +396,11 @@ class Codebook:
         return replace(self, index=later.taking(index.cells, self.column.array("radius")), job=None)
 
 
-def _distances(queries: Tensor, keys: Tensor) -> Tensor:
-    """Euclidean, from differences: a matrix product would lose the small ones between large vectors."""
-    return torch.cdist(queries, keys, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _latest_nearest(rows: Numbers, distances: Numbers) -> tuple[int, float]:
+def _latest_nearest(rows: Numbers, apart: Numbers) -> tuple[int, float]:
     """Of rows (m,) the one with the least of distances (m,), the latest of several; -1 and inf where there is none."""
-    if not len(rows) or not np.isfinite(least := distances.min()):
+    if not len(rows) or not np.isfinite(least := apart.min()):
         return -1, math.inf
-    return int(rows[distances == least].max()), float(least)
+    return int(rows[apart == least].max()), float(least)
 
 
 def _records(lives: Mapping[int, Life], rows: Sequence[int]) -> Numbers:

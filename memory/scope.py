@@ -77,6 +77,14 @@ class Encoded:
     tokens: Numbers
     spans: Numbers
 
+    @cached_property
+    def meaning(self) -> Numbers:
+        """(tokens,) which belong to words that mean something; the same for all phrases that it is compared with."""
+        words = [m.span() for m in _WORD.finditer(self.text) if m.group().lower() not in _ASKING]
+        starts, ends = self.spans[:, 0, None], self.spans[:, 1, None]
+        begins, stops = np.array(words or [(0, 0)]).T
+        return ((starts < stops) & (ends > begins)).any(axis=1)  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True, eq=False)
 class Phrase:
@@ -228,16 +236,8 @@ def _asked(encoded: Encoded, start: int, end: int, begin: int = 0) -> Numbers:
     What, is, the and their like stand in any question: with them, all questions about one subject look the same.
     """
     rest = ~_inside(encoded, start, end) & (encoded.spans[:, 0] >= begin)
-    meant = rest & _meaning(encoded)
+    meant = rest & encoded.meaning
     return _mean(encoded, meant if meant.any() else rest)
-
-
-def _meaning(encoded: Encoded) -> Numbers:
-    """(tokens,) which belong to words that mean something."""
-    words = [m.span() for m in _WORD.finditer(encoded.text) if m.group().lower() not in _ASKING]
-    starts, ends = encoded.spans[:, 0, None], encoded.spans[:, 1, None]
-    begins, stops = np.array(words or [(0, 0)]).T
-    return ((starts < stops) & (ends > begins)).any(axis=1)  # type: ignore[no-any-return]
 
 
 def _mean(encoded: Encoded, kept: Numbers) -> Numbers:
@@ -291,7 +291,7 @@ def compared(query: Encoded, words: Words, phrase: Phrase) -> list[float]:
 
 def _relations(query: Encoded, start: int, end: int, begin: int) -> list[Numbers]:
     """What may be asked about the subject between start and end: what stands around it; or what stands behind it."""
-    behind = (query.spans[:, 0] >= end) & _meaning(query)
+    behind = (query.spans[:, 0] >= end) & query.meaning
     around = _asked(query, start, end, begin)
     return [around, _mean(query, behind)] if behind.any() else [around]
 

@@ -18,7 +18,7 @@ from editable.inputs import Batch, Request
 from editable.learn import Probe, at_columns
 from editable.memory.radius import Codebook, Placed
 from editable.memory.rows import Rows
-from editable.routing import Part
+from editable.routing import Part, looked_up
 from editable.site import Site, block_paths, down_projection
 
 ROUNDING = 0.01  # of an activation's length: inputs that are nearer are one
@@ -128,16 +128,13 @@ class BallScope:
         self, call: Call, rows: Tensor, lags: Sequence[int], starts: NDArray[np.bool_] | None, book: Balls
     ) -> list[tuple[Tensor, Tensor]]:
         """The nearest ball at the key token and at `lag` tokens before it; all are looked up together."""
-        queries = torch.stack([call.at_key(rows, lag) for lag in lags])  # (lags, batch, features)
         slots = book.slots.on(rows.device)
-        if starts is None or len(lags) == 1:
-            row, share = book.codebook.find(queries.flatten(0, 1))
-            return list(zip(slots[row].view(len(lags), -1), share.view(len(lags), -1), strict=True))
-        worth = torch.from_numpy(starts.T).to(rows.device)  # (lags, batch)
-        row, share = book.codebook.find(queries[worth])
-        slot, shares = torch.zeros_like(worth, dtype=torch.long), torch.full(worth.shape, torch.inf, device=rows.device)
-        slot[worth], shares[worth] = slots[row], share
-        return list(zip(slot, shares, strict=True))
+
+        def look(queries: Tensor) -> tuple[Tensor, Tensor]:
+            row, share = book.codebook.find(queries)
+            return slots[row], share
+
+        return looked_up(call, rows, lags, starts, look)
 
     def consider(self, call: Call, rows: Tensor, book: Balls, count: int) -> list[tuple[int, float, float, str]]:
         """The balls nearest to the key token's activation: distance and radius."""

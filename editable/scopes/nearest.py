@@ -17,7 +17,7 @@ from editable.editor import Call
 from editable.inputs import Batch, Request
 from editable.learn import Probe
 from editable.memory.points import Points, closest
-from editable.routing import Part
+from editable.routing import Part, looked_up
 from editable.scopes.ball import BallScope, keys_of
 from editable.site import Site
 
@@ -83,16 +83,15 @@ class NearestScope:
         return book.conflicts(edit_id)
 
     def find(
-        self,
-        call: Call,
-        rows: Tensor,
-        lags: Sequence[int],
-        starts: NDArray[np.bool_] | None,  # noqa: ARG002
-        book: Points,
+        self, call: Call, rows: Tensor, lags: Sequence[int], starts: NDArray[np.bool_] | None, book: Points
     ) -> list[tuple[Tensor, Tensor]]:
-        """The nearest key at the key token and at `lag` tokens before it."""
-        found = [book.nearest(call.at_key(rows, lag)) for lag in lags]
-        return [(slot, share if self.gate else share.clamp_max(1)) for slot, share in found]
+        """The nearest key at the key token and at `lag` tokens before it; all are looked up together."""
+
+        def look(queries: Tensor) -> tuple[Tensor, Tensor]:
+            slot, share = book.nearest(queries)
+            return slot, share if self.gate else share.clamp_max(1)
+
+        return looked_up(call, rows, lags, starts, look)
 
     def consider(self, call: Call, rows: Tensor, book: Points, count: int) -> list[tuple[int, float, float, str]]:
         """The keys nearest to the key token's activation: distance and radius."""
