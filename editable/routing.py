@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,8 +24,8 @@ from editable.editor import Call, Considered, Decision
 from editable.inputs import Batch, Request
 from editable.learn import Probe
 from editable.memory.column import Column
+from editable.memory.names import Names
 from editable.memory.openings import Openings
-from editable.memory.radius import Names
 from editable.memory.rows import Rows
 from editable.site import Site
 
@@ -162,8 +163,7 @@ class Routes:
 
     def slot(self, edit_id: str) -> int | None:
         """The slot of a live edit; None for one that is not here."""
-        number = self.names.numbers.get(edit_id)
-        slots = [] if number is None else self.owner.where(number).tolist()
+        slots = self.owner.where(self.names.find(edit_id)).tolist()
         return next((slot for slot in slots if self.live[slot]), None)
 
     def edit_id(self, slot: int) -> str:
@@ -202,6 +202,22 @@ class Routes:
         meta = {**patch.meta, "placed": scope.placed(patch.edit_id, routes.book)}
         return routes, replace(patch, meta=meta)
 
+    def undecided(self, batch: int, device: torch.device) -> Decision:
+        """That none of `batch` rows falls under an edit; for all to read."""
+        known = self._undecided.get((batch, device))
+        return self._undecided.setdefault((batch, device), self._nothing(batch, device)) if known is None else known
+
+    @torch.inference_mode(False)  # what is kept has to do for later forwards with gradients, too
+    def _nothing(self, batch: int, device: torch.device) -> Decision:
+        nothing = torch.zeros(batch, dtype=torch.long, device=device)
+        said = nothing.new_full((batch, self.longest + 1), -1)
+        share = torch.full_like(nothing, torch.inf, dtype=torch.float32)
+        return {"slot": nothing, "share": share, "hit": nothing.bool(), "origin": nothing, "said": said}
+
+    @cached_property
+    def _undecided(self) -> dict[tuple[int, torch.device], Decision]:
+        return {}
+
     def forget(self, scope: Scope, edit_ids: frozenset[str]) -> Routes:
         """As if those edits had never been inserted."""
         gone = [slot for slot in map(self.slot, edit_ids) if slot is not None]
@@ -232,7 +248,7 @@ def decide(call: Call, rows: Tensor, scope: Scope, routes: Routes) -> None:
             continue
         found = _decision(call, rows, routes, slot, share, lag)
         best = found if best is None else _prefer(best, found, found["share"] < best["share"] - scope.margin)
-    best = _undecided(rows, routes) if best is None else best
+    best = routes.undecided(len(rows), rows.device) if best is None else best
     earlier = call.decision
     if earlier is not None:
         best = _prefer(earlier, best, best["hit"] & ~_fed_back(call, rows, routes, earlier))
@@ -250,8 +266,10 @@ def looked_up(
 
     `look` finds slot and share (m,) of activations (m, features).
     """
+    if len(lags) == 1:
+        return [look(call.at_key(rows, lags[0]))]
     queries = torch.stack([call.at_key(rows, lag) for lag in lags])  # (lags, batch, features)
-    if starts is None or len(lags) == 1:
+    if starts is None:
         slot, share = look(queries.flatten(0, 1))
         return list(zip(slot.view(len(lags), -1), share.view(len(lags), -1), strict=True))
     worth = torch.from_numpy(starts.T).to(rows.device)  # (lags, batch)
@@ -263,14 +281,6 @@ def looked_up(
 def nowhere(hit: Tensor) -> bool:
     """Whether no row (batch,) hits, where that can be told without waiting for the device."""
     return hit.device.type == "cpu" and not hit.numpy().any()
-
-
-def _undecided(rows: Tensor, routes: Routes) -> Decision:
-    """That no row falls under an edit."""
-    nothing = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-    said = nothing.new_full((len(rows), routes.longest + 1), -1)
-    share = torch.full_like(nothing, torch.inf, dtype=torch.float32)
-    return {"slot": nothing, "share": share, "hit": nothing.bool(), "origin": nothing, "said": said}
 
 
 def _fed_back(call: Call, rows: Tensor, routes: Routes, earlier: Decision) -> Tensor:

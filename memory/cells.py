@@ -1,8 +1,8 @@
 """Sketches sorted into cells: which of many lie near a query, without looking at most of them.
 
 A cell is known by its centre, by how far its members reach from it, and by the box around them; both bound from below
-how near any member can be, so whole cells are passed over. The others are scanned by FAISS's inverted lists. Immutable
-once made; nothing is ever missed. Knows rows and sketches, nothing of keys or balls but their widest radius.
+how near any member can be, so whole cells are passed over. The members of the others are all measured. Immutable once
+made; nothing is ever missed. Knows rows and sketches, nothing of keys or balls but their widest radius.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from editable.memory.distance import euclidean
+from editable.memory.distance import squares
+from editable.memory.ordered import Ordered
+from editable.memory.package import faiss
 from editable.memory.sketch import Slack
 
 CELLS_PER_ROOT = 4.0  # cells for n members: so many times the square root of n
@@ -37,7 +39,8 @@ class Cells:
         low, high: (cells, width) the box around the members.
         widest: (cells,) the largest radius of a member's ball when it came in; -inf in an empty cell.
         radius: (rows,) each row's radius when it came in.
-        lists: a FAISS index of the members.
+        members: the sketches, in the order of their cells.
+        places: (rows,) where in that order each row is; of no meaning for one that is no member.
     """
 
     centres: Tensor
@@ -47,7 +50,8 @@ class Cells:
     high: Tensor
     widest: Tensor
     radius: Numbers
-    lists: Any
+    members: Ordered
+    places: Numbers
 
     @classmethod
     def of(cls, sketches: Tensor, radius: Numbers, live: Numbers) -> Cells:
@@ -60,16 +64,11 @@ class Cells:
 
     @classmethod
     def _without_members(cls, centres: Tensor) -> Cells:
-        faiss = _faiss()
         count, width = centres.shape
-        quantizer = faiss.IndexFlatL2(width)
-        quantizer.add(centres.numpy())
-        lists = faiss.IndexIVFFlat(quantizer, width, count)
-        lists.own_fields, lists.is_trained = True, True
-        quantizer.this.disown()
         none = torch.full((count,), -torch.inf)
         box = torch.full((count, width), torch.inf)
-        return cls(centres, none, -none, box, -box, none, np.empty(0, np.float32), lists)
+        nobody = np.empty(0, np.float32), Ordered.empty(count, width), np.empty(0, np.int32)
+        return cls(centres, none, -none, box, -box, none, *nobody)
 
     def __len__(self) -> int:
         return len(self.radius)
@@ -77,28 +76,32 @@ class Cells:
     def extended(self, sketches: Tensor, radius: Numbers, live: Numbers) -> Cells:
         """With the rows from len(self) on as members, where they are live.
 
-        sketches (rows, width), radius (rows,) and live (rows,) are of all rows, those known already included.
+        sketches (new, width) are theirs; radius (rows,) and live (rows,) are of all rows.
         """
-        faiss = _faiss()
         known = len(self)
-        new = torch.from_numpy(np.flatnonzero(live[known:]) + known)
-        members = sketches[new].contiguous()
-        cell, distance = _assigned(members, self.centres)
-        spread = cell[:, None].expand_as(members)
-        lists = faiss.clone_index(self.lists)
-        ids = new.numpy()
-        lists.add_core(len(ids), *map(faiss.swig_ptr, (members.numpy(), ids, cell.numpy())))
-        reach = torch.from_numpy(radius)[new]
+        new = np.flatnonzero(live[known:])
+        sketch, rows = sketches[torch.from_numpy(new)], new + known
+        cell, distance = _assigned(sketch, self.centres)
+        spread = cell[:, None].expand_as(sketch)
+        reach = torch.from_numpy(radius)[torch.from_numpy(rows)]
+        members = self.members.with_members(rows, sketch, cell.numpy())
+        places = np.zeros(len(live), np.int32)
+        places[members.rows] = np.arange(len(members))
         return Cells(
             self.centres,
             self.outer.scatter_reduce(0, cell, distance, "amax"),
             self.inner.scatter_reduce(0, cell, distance, "amin"),
-            self.low.scatter_reduce(0, spread, members, "amin"),
-            self.high.scatter_reduce(0, spread, members, "amax"),
+            self.low.scatter_reduce(0, spread, sketch, "amin"),
+            self.high.scatter_reduce(0, spread, sketch, "amax"),
             self.widest.scatter_reduce(0, cell, reach, "amax"),
             np.concatenate([self.radius, radius[known:]]),
-            lists,
+            members,
+            places,
         )
+
+    def at(self, rows: Numbers) -> Numbers:
+        """(k, width) the sketches of rows (k,) that are members."""
+        return self.members.vectors.numpy()[self.places[rows]]
 
     def near(self, query: Tensor, radius: float) -> tuple[Numbers, Numbers]:
         """(rows, squared distances) of all members within `radius` of query (width,)."""
@@ -112,16 +115,16 @@ class Cells:
 
     def few(self, query: Tensor, count: int, cells: int = 16) -> Numbers:
         """Some rows that lie near query (width,), most likely the nearest among them; a guess."""
-        faiss = _faiss()
-        parameters = faiss.SearchParametersIVF(nprobe=cells)
-        _, rows = self.lists.search(query[None].numpy(), count, params=parameters)
-        return rows[0][rows[0] >= 0]  # type: ignore[no-any-return]
+        apart = squares(query.numpy(), self.centres.numpy())
+        near = np.sort(np.argpartition(apart, cells)[:cells]) if len(apart) > cells else np.arange(len(apart))
+        rows, distances = self.members.within(query.numpy(), near)
+        return rows[np.argpartition(distances, count)[:count]] if len(rows) > count else rows
 
     @np.errstate(invalid="ignore", over="ignore")  # a query that is no place is near nothing
     def _cells_near(self, query: Tensor, reach: Numbers | float) -> Numbers:
         """The cells with a member that may lie within `reach` (one, or one for each cell) of query (width,)."""
-        distance = euclidean(query[None], self.centres)[0].numpy()
         outer, inner, point = self.outer.numpy(), self.inner.numpy(), query.numpy()
+        distance = np.sqrt(squares(point, self.centres.numpy()))
         ball = np.maximum(distance - outer, inner - distance) - ROUNDING * (distance + outer)
         cells = np.flatnonzero(ball <= reach)
         outside = np.maximum(self.low.numpy()[cells] - point, point - self.high.numpy()[cells]).clip(min=0)
@@ -130,19 +133,7 @@ class Cells:
         return near
 
     def _scanned(self, query: Tensor, cells: Numbers, radius: float) -> tuple[Numbers, Numbers]:
-        faiss = _faiss()
-        if not len(cells):
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        found = faiss.RangeSearchResult(1)
-        parameters = faiss.SearchParametersIVF(nprobe=len(cells))
-        point, nearness = np.ascontiguousarray(query.numpy()), np.zeros(len(cells), np.float32)
-        pointers = [faiss.swig_ptr(part) for part in (point, cells, nearness)]
-        # FAISS finds what is nearer than its limit, not what is at it.
-        limit = float(np.nextafter(np.float32(radius * radius * (1 + ROUNDING)), np.float32(np.inf)))
-        self.lists.range_search_preassigned_c(1, pointers[0], limit, *pointers[1:], found, False, parameters)
-        count = int(faiss.rev_swig_ptr(found.lims, 2)[1])
-        rows, distances = (faiss.rev_swig_ptr(part, count).copy() for part in (found.labels, found.distances))
-        return rows, distances
+        return self.members.within(query.numpy(), cells, radius * radius * (1 + ROUNDING))
 
 
 def _centres(sketches: Tensor, members: Tensor, count: int) -> Tensor:
@@ -151,11 +142,22 @@ def _centres(sketches: Tensor, members: Tensor, count: int) -> Tensor:
     width = sketches.shape[1]
     step = max(1, len(members) // (TRAINED_ON * count))
     sample = sketches[members[::step]].contiguous().numpy()
-    means = _faiss().Kmeans(
+    means = faiss().Kmeans(
         width, count, niter=5, seed=1, min_points_per_centroid=1, max_points_per_centroid=2 * TRAINED_ON
     )
     means.train(sample)
-    return torch.from_numpy(means.centroids)
+    centres = torch.from_numpy(means.centroids)
+    return centres[_side_by_side(centres, torch.arange(count))]
+
+
+def _side_by_side(centres: Tensor, rows: Tensor) -> Tensor:
+    """Rows (k,) of centres (cells, width) in an order in which neighbours are mostly near: halved again and again."""
+    if len(rows) <= 2:
+        return rows
+    part = centres[rows]
+    widest = int((part.amax(dim=0) - part.amin(dim=0)).argmax())
+    rows = rows[part[:, widest].argsort()]
+    return torch.cat([_side_by_side(centres, half) for half in rows.tensor_split(2)])
 
 
 def _assigned(members: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,10 +165,3 @@ def _assigned(members: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     cells = [torch.cdist(part, centres).argmin(dim=1) for part in members.split(CHUNK)]
     cell = torch.cat(cells) if cells else torch.empty(0, dtype=torch.long)
     return cell, (members - centres[cell]).norm(dim=1)
-
-
-def _faiss() -> Any:
-    """The package, imported when it is first needed."""
-    import faiss
-
-    return faiss

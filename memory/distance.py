@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from editable.memory.package import faiss
+
+UNIT = 2.0**-24  # relative error of one rounding to float32
+FLUSHED = 1e-36  # what squares may add up to that are too small for float32
+
+Numbers = NDArray[Any]
 
 
 def euclidean(queries: Tensor, keys: Tensor) -> Tensor:
@@ -19,3 +31,35 @@ def latest_nearest(apart: Tensor) -> tuple[Tensor, Tensor]:
     least = apart.amin(dim=1, keepdim=True)
     order = torch.arange(apart.shape[1], device=apart.device)
     return torch.where(apart == least, order, -1).amax(dim=1).clamp_min(0), least[:, 0]
+
+
+def squares(query: Numbers, keys: Numbers) -> Numbers:
+    """(n,) squared distances of query (features,) to keys (n, features), float32 and contiguous both.
+
+    From differences, too, but summed in another order; by one call that reads memory as fast as it comes.
+    """
+    return squares_of_runs(query, keys, [(0, len(keys))])
+
+
+def squares_of_runs(query: Numbers, keys: Numbers, runs: Sequence[tuple[int, int]]) -> Numbers:
+    """The same to those keys alone that lie in some runs, each from its first to before its last, one after another."""
+    library, query, done = faiss(), np.ascontiguousarray(query), 0
+    found = np.empty(sum(stop - start for start, stop in runs), np.float32)
+    for start, stop in runs:
+        into, read = library.swig_ptr(found[done:]), library.swig_ptr(keys[start:stop])
+        library.fvec_L2sqr_ny(into, library.swig_ptr(query), read, keys.shape[1], stop - start)
+        done += stop - start
+    return found
+
+
+def may_be_within(squared: Numbers, distance: float, features: int) -> Numbers:
+    """Which of `squares` (n,) may belong to keys (features,) that `euclidean` finds within that distance."""
+    far = (distance * (1 + 2 * (features + 8) * UNIT)) ** 2 + FLUSHED
+    return below(squared, far)
+
+
+def below(squared: Numbers, far: float) -> Numbers:
+    """Which of them (n,) are not above `far`; what is no number may be anywhere."""
+    if squared.min(initial=np.inf) > far:  # mostly so, and sooner told
+        return np.empty(0, np.int64)
+    return np.flatnonzero(~(squared > far))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from editable.memory.background import Job
+from editable.memory.package import faiss
 from editable.memory.rows import Rows
 
 LATEST = 1024  # vectors that are scanned without an index
@@ -63,7 +64,7 @@ class Neighbours:
         late = np.arange(self.known, len(vectors))
         if self.lists is None:
             return late
-        parameters = _faiss().SearchParametersIVF(nprobe=PROBED)
+        parameters = faiss().SearchParametersIVF(nprobe=PROBED)
         _, ids = self.lists.search(query[None].astype(np.float32), count, params=parameters)
         return np.concatenate([ids[0][ids[0] >= 0], late])
 
@@ -93,29 +94,22 @@ def cosines(vectors: Tensor, query: Numbers) -> Numbers:
 
 def _extended(lists: Any, known: int, vectors: Rows) -> tuple[Any, int]:
     """With the vectors that came since; readers keep the one they have."""
-    longer = _faiss().clone_index(lists)
+    longer = faiss().clone_index(lists)
     longer.add(np.ascontiguousarray(vectors.view[known:, 0].float().numpy()))
     return longer, len(vectors)
 
 
 def _made(vectors: Rows) -> tuple[Any, int]:
-    faiss = _faiss()
+    library = faiss()
     data = np.ascontiguousarray(vectors.view[:, 0].float().numpy())
     count, width = data.shape
     lists = round(4 * count**0.5)
     sample = data[:: max(1, count // (30 * lists))]
-    means = faiss.Kmeans(width, lists, niter=6, spherical=True, seed=1, min_points_per_centroid=1)
+    means = library.Kmeans(width, lists, niter=6, spherical=True, seed=1, min_points_per_centroid=1)
     means.train(sample)
-    quantizer = faiss.IndexFlatIP(width)
+    quantizer = library.IndexFlatIP(width)
     quantizer.add(means.centroids)
-    index = faiss.IndexIVFFlat(quantizer, width, lists, faiss.METRIC_INNER_PRODUCT)
+    index = library.IndexIVFFlat(quantizer, width, lists, library.METRIC_INNER_PRODUCT)
     index.is_trained = True
     index.add(data)
     return index, count
-
-
-def _faiss() -> Any:
-    """The package, imported when it is first needed."""
-    import faiss
-
-    return faiss

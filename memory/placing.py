@@ -141,6 +141,11 @@ class Witnesses:
             self.uncovered.append(row)
 
 
+def widest(widths: Sequence[tuple[int, float]]) -> float:
+    """What no ball is wider than, nor any initial radius; see `Codebook.widths`."""
+    return widths[-1][1] if widths else 0.0
+
+
 class Course:
     """What happens to keys, one after another.
 
@@ -155,12 +160,12 @@ class Course:
         self.lives: dict[int, Life] = {}
         self.touched: set[int] = set()
         self.now = len(book.column)
-        self.widths = book.widest
+        self.widths = book.widths
 
     @property
     def widest(self) -> float:
         """No ball has been wider, nor any initial radius."""
-        return self.widths[-1][1] if self.widths else 0.0
+        return widest(self.widths)
 
     def _widen(self, radius: float) -> None:
         if radius > self.widest:

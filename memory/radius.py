@@ -20,35 +20,21 @@ from torch import Tensor
 
 from editable.memory.background import Job
 from editable.memory.column import Column
-from editable.memory.distance import euclidean, latest_nearest
-from editable.memory.index import Index, Query, first
+from editable.memory.distance import euclidean, latest_nearest, may_be_within, squares
+from editable.memory.index import Index, first
 from editable.memory.links import Links
-from editable.memory.placing import GUESSED, KINDS, RECORD, SPLIT_GAP, Course, Life, Placed, Witnesses
+from editable.memory.names import Names
+from editable.memory.placing import GUESSED, KINDS, RECORD, SPLIT_GAP, Course, Life, Placed, Witnesses, widest
+from editable.memory.query import Query
 from editable.memory.retold import Retold
 from editable.memory.rows import Rows
 from editable.memory.sparse import SparseRows
 
-__all__ = ["SPLIT_GAP", "Codebook", "Names", "Placed"]
+__all__ = ["SPLIT_GAP", "Codebook", "Placed"]
 
 AT_ONCE = 32  # keys measured at a time, nearest sketch first; then twice as many, and so on
 
 Numbers = NDArray[Any]
-
-
-class Names:
-    """Numbers for names, given out in order. Shared by all versions of a book: a number is never given out twice."""
-
-    def __init__(self) -> None:
-        self.names: list[Hashable] = []
-        self.numbers: dict[Hashable, int] = {}
-
-    def number(self, name: Hashable) -> int:
-        """The name's number, a new one for a new name."""
-        known = self.numbers.get(name)
-        if known is None:
-            known = self.numbers[name] = len(self.names)
-            self.names.append(name)
-        return known
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +47,7 @@ class Codebook:
         label_names, owner_names, space_names: what the numbers in those fields stand for.
         owned: by owner, which keys may be theirs.
         witnesses: by key, which others may have been placed by looking at it.
-        widest: pairs (row, radius), both rising: until the next of them no ball was wider, nor any initial radius; keys
+        widths: pairs (row, radius), both rising: until the next of them no ball was wider, nor any initial radius; keys
             after that row looked so much farther than their own radius before they said that there was no ball.
         index: what spares measuring most distances; None in a small book.
         job: a better index in the making.
@@ -76,7 +62,7 @@ class Codebook:
     space_names: Names
     owned: Links
     witnesses: Witnesses
-    widest: tuple[tuple[int, float], ...] = ()
+    widths: tuple[tuple[int, float], ...] = ()
     index: Index | None = None
     job: Job[Index] | None = None
     resolution: float = 0.05
@@ -115,6 +101,11 @@ class Codebook:
         """What happened to each key."""
         return tuple(self.placement(row) for row in range(len(self)))
 
+    @property
+    def widest(self) -> float:
+        """No ball is wider."""
+        return widest(self.widths)
+
     def life(self, row: int) -> Life:
         """All that is known of a key."""
         return Life(*self.column[row])
@@ -136,8 +127,8 @@ class Codebook:
 
     def rows_of(self, owner: str) -> list[int]:
         """The rows of an owner's keys; none once forgotten."""
-        number = self.owner_names.numbers.get(owner)
-        rows = [] if number is None else self.owned.of(number)
+        number = self.owner_names.find(owner)
+        rows = self.owned.of(number)
         return [row for row in rows if row < len(self) and self.keys.live[row] and self.life(row).owner == number]
 
     # Looking up
@@ -156,15 +147,15 @@ class Codebook:
         if len(self) == 0 or len(queries) == 0:
             none = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
             return none, torch.full_like(none, torch.inf, dtype=torch.float32)
-        if self.index is None or queries.device.type != "cpu":
+        if self.keys.device.type != "cpu" or queries.device.type != "cpu":
             return self._found_among_all(queries, space)
         with np.errstate(all="ignore"):  # what is no number is near nothing
-            found = [self._found(query, self.index, space) for query in queries.detach()]
-        rows, shares = zip(*found, strict=True)
-        return torch.tensor(rows), torch.tensor(shares, dtype=torch.float32)
+            if self.index is None:
+                return self._found_by_scan(queries.detach(), space)
+            return self._found_by_index(self.index, queries.detach(), space)
 
     def _found_among_all(self, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
-        """Every distance measured, nothing waited for: small books, and accelerators."""
+        """Every distance measured, nothing waited for: accelerators."""
         radius = self._radius_on(queries.device, space)
         exact = euclidean(queries, self.keys.on(queries.device)).masked_fill(radius < 0, torch.inf)  # (m, n)
         row, distance = latest_nearest(exact)
@@ -172,21 +163,42 @@ class Codebook:
         smallest = torch.finfo(radius.dtype).tiny  # a ball of radius 0 holds its own key
         return row, torch.where(distance <= around, distance / around.clamp_min(smallest), torch.inf)
 
-    def _found(self, query: Tensor, index: Index, space: str | None) -> tuple[int, float]:
-        """The same for one query (features,), where most distances need not be measured."""
-        bounds = index.query(query, len(self))
-        near = self._balls(bounds.may_reach(self.column), space)
+    def _found_by_scan(self, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
+        """Measured is what may be as near as the widest ball is wide: small books."""
+        keys, found = self.keys.view.numpy(), _Found.nothing(len(queries))
+        for place, query in enumerate(queries):
+            near = may_be_within(squares(query.numpy(), keys), self.widest, keys.shape[1])
+            if len(near):
+                found.put(place, *self._decided(query, near, space))
+        return found.tensors
+
+    def _found_by_index(self, index: Index, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
+        """Most distances not measured; most queries are near no ball, which is soon told of all together."""
+        asked, found = index.queries(queries, len(self)), _Found.nothing(len(queries))
+        for place, rows in asked.near(queries, self.keys, self.widest):
+            query = queries[place]
+            few = self._rivals(query, asked[place], space) if rows is None else rows
+            found.put(place, *self._decided(query, few, space))
+        return found.tensors
+
+    def _rivals(self, query: Tensor, bounds: Query, space: str | None) -> Numbers:
+        """Rows among which is the nearest ball to query (features,), if it lies in any."""
+        near = self._balls(bounds.may_reach(self.column, self.widest), space)
         distance, radius = self._measured(query, near), self.column.take(near, "radius")
         if not (distance <= radius).any():
-            return 0, math.inf
+            return near[:0]
         # It lies in a ball; but the nearest key decides, and that may be the key of a smaller one.
         least = float(distance[distance <= radius].min())
-        rivals, _ = bounds.within(least, lambda rows: self._balls(rows, space))
-        row, least = _latest_nearest(rivals, self._measured(query, rivals))
-        around = self.column.take(np.array([row]), "radius")[0]
-        if least > around:
+        return bounds.within(least, lambda rows: self._balls(rows, space))[0]
+
+    def _decided(self, query: Tensor, rows: Numbers, space: str | None) -> tuple[int, float]:
+        """The nearest ball of rows (k,) to query (features,), and the distance as a share of its radius, or inf."""
+        rows = self._balls(rows, space)
+        row, distance = _latest_nearest(rows, self._measured(query, rows))
+        around = self.column.take(np.array([row]), "radius")[0] if row >= 0 else -math.inf
+        if distance > around:
             return 0, math.inf
-        return row, float(least / np.maximum(around, np.finfo(np.float32).tiny))
+        return row, float(distance / np.maximum(around, np.finfo(np.float32).tiny))
 
     def nearest(
         self, query: Tensor, within: float = math.inf, without: Sequence[int] = (), space: str | None = None
@@ -209,13 +221,24 @@ class Codebook:
         """The same among those rows that `seen` leaves of some; `guessed` many, and `perhaps`, are tried first."""
         if not len(self):
             return -1, math.inf
-        query = query.detach().float()
-        if self.index is None or not bool(query.isfinite().all()):
-            return self.nearest_of(query, seen(np.arange(len(self))), within)
+        query, everything = query.detach().float(), np.arange(len(self))
+        if self.keys.device.type != "cpu" or not bool(query.isfinite().all()):
+            return self.nearest_of(query, seen(everything), within)
         with np.errstate(all="ignore"):
-            return self._nearest_by(self.index, query, within, seen, guessed, perhaps)
+            if self.index is None:
+                return self._nearest_by_scan(query, within, seen(everything))
+            return self._nearest_by_index(self.index, query, within, seen, guessed, perhaps)
 
-    def _nearest_by(
+    def _nearest_by_scan(self, query: Tensor, within: float, rows: Numbers) -> tuple[int, float]:
+        if not len(rows):
+            return -1, math.inf
+        apart = squares(query.numpy(), self.keys.view.numpy())[rows]
+        likely = float(self._measured(query, rows[[apart.argmin()]])[0])
+        near = rows[may_be_within(apart, min(likely, within), len(query))]
+        row, least = _latest_nearest(near, self._measured(query, near))
+        return (row, least) if least <= within else (-1, math.nextafter(within, math.inf))
+
+    def _nearest_by_index(
         self,
         index: Index,
         query: Tensor,
@@ -267,7 +290,7 @@ class Codebook:
         """Those of rows (m,) that have a ball and may be seen."""
         kept = self.column.take(rows, "radius") >= 0
         if space is not None:
-            kept &= self.column.take(rows, "space") == self.space_names.numbers.get(space, -1)
+            kept &= self.column.take(rows, "space") == self.space_names.find(space)
         if without:
             kept &= ~np.isin(rows, without)
         return rows[kept]
@@ -280,7 +303,7 @@ class Codebook:
     def _radius_on(self, device: torch.device, space: str | None) -> Tensor:
         if space is None:
             return self._radius_tensor.to(device, non_blocking=True)
-        here = self.column.array("space") == self.space_names.numbers.get(space, -1)
+        here = self.column.array("space") == self.space_names.find(space)
         return torch.from_numpy(np.where(here, self.column.array("radius"), np.float32(-np.inf))).to(device)
 
     @cached_property
@@ -361,7 +384,7 @@ class Codebook:
         column = self.column.put(changed, _records(lives, changed)).append(_records(lives, range(start, len(self))))
         radii = np.array([lives[row].radius for row in changed], np.float32)
         index = self.index and self.index.noting(np.array(changed, np.int64), radii)
-        return replace(self, column=column, index=index, widest=course.widths)
+        return replace(self, column=column, index=index, widths=course.widths)
 
     # The index
 
@@ -394,6 +417,28 @@ class Codebook:
         else:
             later = index.following(self.keys)
         return replace(self, index=later.taking(index.cells, self.column.array("radius")), job=None)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Rows (m,) and shares (m,), one query after another."""
+
+    rows: Numbers
+    shares: Numbers
+
+    @classmethod
+    def nothing(cls, count: int) -> _Found:
+        """So many queries that lie in no ball."""
+        return cls(np.zeros(count, np.int64), np.full(count, np.inf, np.float32))
+
+    def put(self, place: int, row: int, share: float) -> None:
+        """What one of them was found in."""
+        self.rows[place], self.shares[place] = row, share
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """As `Codebook.find` gives them."""
+        return torch.from_numpy(self.rows), torch.from_numpy(self.shares)
 
 
 def _latest_nearest(rows: Numbers, apart: Numbers) -> tuple[int, float]:

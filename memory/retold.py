@@ -215,8 +215,8 @@ class Retold(Course):
 
     def _widest_then(self) -> float:
         """A radius such that all keys to come that saw no ball had looked that much farther than their own."""
-        step = bisect_right(self.before.widest, (self.now, np.inf)) - 1
-        return self.before.widest[step][1] if step >= 0 else -np.inf
+        step = bisect_right(self.before.widths, (self.now, np.inf)) - 1
+        return self.before.widths[step][1] if step >= 0 else -np.inf
 
     def _ask(self, row: int) -> None:
         """Tell again the times of all keys to come that may find this ball."""

@@ -131,6 +131,11 @@ class Rows:
         return self.length
 
     @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.buffer.data.device
+
+    @property
     def view(self) -> Tensor:
         """(length, *row shape), sharing the buffer; do not write into it."""
         return self.buffer.data[: self.length]

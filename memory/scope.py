@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from editable.memory.column import Column
+from editable.memory.names import Names
 from editable.memory.neighbours import Neighbours, cosines
-from editable.memory.radius import Names
 from editable.memory.rows import Rows
 
 CONSIDERED = 16  # phrases that retrieval proposes for a text
@@ -446,8 +446,7 @@ class SentenceBook:
 
     def rows_of(self, owner: str) -> list[int]:
         """The phrases of an edit; none once it is forgotten."""
-        number = self.names.numbers.get(("owner", owner))
-        rows = [] if number is None else self.owner.where(number).tolist()
+        rows = self.owner.where(self.names.find(("owner", owner))).tolist()
         return [row for row in rows if self.live[row]]
 
     def slot_of(self, owner: str) -> int | None:
@@ -513,7 +512,7 @@ class SentenceBook:
 
     def _seen(self, space: str | None) -> Numbers:
         live = self._live
-        return live if space is None else live & (self.space.array() == self.names.numbers.get(("space", space), -1))
+        return live if space is None else live & (self.space.array() == self.names.find(("space", space)))
 
     @cached_property
     def _live(self) -> Numbers:

@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from editable.memory.distance import UNIT
+
 COARSE = 63  # directions in a coarse sketch; one more number is the norm of the rest
 FINE = 64  # directions in a fine sketch, beyond the coarse ones; and again the norm of the rest
 SAMPLE = 4096  # vectors the directions are taken from
-UNIT = 2.0**-24  # relative error of one rounding to float32
 FINE_UNIT = 2.0**-8  # and to bfloat16, which only the stored one of two fine sketches suffers
 
 Numbers = NDArray[Any]
@@ -32,7 +33,7 @@ class Sketch:
     """The map.
 
     Args:
-        mean: (features,) float64.
+        mean: (features,) float32.
         directions: (features, directions) float64, orthonormal columns; the coarse ones first.
     """
 
@@ -43,7 +44,7 @@ class Sketch:
     def of_sample(cls, vectors: Tensor, seed: int = 0) -> Sketch:
         """Fit to vectors (n, features): their leading principal directions, found by subspace iteration."""
         sample = vectors.double()
-        mean = sample.mean(dim=0)
+        mean = sample.mean(dim=0).float()
         centred = sample - mean
         width = min(COARSE + FINE, *centred.shape)
         generator = torch.Generator().manual_seed(seed)
@@ -67,37 +68,76 @@ class Sketch:
         rests = [part.clamp_min(0).sqrt()[:, None] for part in (rest, rest - far.square().sum(dim=1))]
         return torch.cat([near, rests[0]], dim=1).float(), torch.cat([far, rests[1]], dim=1).float()
 
-    def of_query(self, vector: Tensor) -> tuple[Tensor, Tensor, float]:
-        """The coarse and the fine sketch of one vector (features,) in float32 arithmetic, which reads half as much.
-
-        The third is how far they may lie from the exact ones, for any order of summation.
-        """
-        # numpy, whose calls cost a fraction of torch's; but its matrix products have threads of their own.
-        centred = (vector.numpy() - self._mean).astype(np.float32)
-        along = torch.mv(self._across, torch.from_numpy(centred)).numpy()
-        near, far = along[: self.coarse].astype(np.float64), along[self.coarse :].astype(np.float64)
-        exact = centred.astype(np.float64)
-        square, kept = float(exact @ exact), float(near @ near)
-        size = math.sqrt(square)
-        rests = [math.sqrt(max(square - part, 0.0)) for part in (kept, kept + float(far @ far))]
-        error = math.sqrt(len(along)) * (len(vector) + 4) * UNIT * size
-        # A leftover norm is the root of a difference, so its error grows where little is left over.
-        change = 2 * error * size + error**2 + 8 * len(vector) * UNIT * square
-        error += max(change / max(rest, math.sqrt(change), 1e-300) for rest in rests)
-        coarse, fine = (
-            np.append(part, np.float32(rest))
-            for part, rest in zip((along[: self.coarse], along[self.coarse :]), rests, strict=True)
-        )
-        return torch.from_numpy(coarse), torch.from_numpy(fine), error
+    def of_queries(self, vectors: Tensor) -> Sketched:
+        """The coarse sketches of vectors (m, features) in float32 arithmetic, which reads half as much."""
+        # numpy and plain numbers cost a fraction of torch's calls; but numpy's products have threads of their own.
+        centred = vectors.numpy() - self._mean
+        coarse = np.empty((len(centred), self.coarse + 1), np.float32)
+        coarse[:, :-1] = torch.mm(torch.from_numpy(centred), self._coarse_columns).numpy()
+        square, kept = _squares(centred), _squares(coarse[:, :-1])
+        left = [_leftover(*both, self.coarse, centred.shape[1]) for both in zip(square, kept, strict=True)]
+        coarse[:, -1] = [rest for rest, _ in left]
+        longest = [max(both) for both in zip(square, kept, strict=True)]
+        return Sketched(self, torch.from_numpy(coarse), longest, [error for _, error in left], centred, square)
 
     @cached_property
-    def _across(self) -> Tensor:
-        """(directions, features) float32."""
+    def across(self) -> Tensor:
+        """(directions, features) float32: the directions as rows."""
         return self.directions.T.float().contiguous()
+
+    @cached_property
+    def _coarse_columns(self) -> Tensor:
+        return self.across[: self.coarse].T
 
     @cached_property
     def _mean(self) -> Numbers:
         return self.mean.numpy()
+
+
+@dataclass(frozen=True)
+class Sketched:
+    """Some vectors that an index is asked about, sketched.
+
+    Args:
+        sketch: the map.
+        coarse: (m, coarse + 1) float32.
+        lengths: (m,) squares of their lengths, but for a few roundings.
+        errors: (m,) how far each may lie from the exact one, for any order of summation.
+        centred: (m, features) float32, the vectors less the mean.
+        squares: (m,) squares of their lengths.
+    """
+
+    sketch: Sketch
+    coarse: Tensor
+    lengths: list[float]
+    errors: list[float]
+    centred: Numbers
+    squares: list[float]
+
+    def fine(self, place: int) -> tuple[Numbers, float]:
+        """The fine sketch (fine + 1,) of one of them, and how far both of its sketches may lie from the exact ones."""
+        across = self.sketch.across[self.sketch.coarse :]
+        far = torch.mv(across, torch.from_numpy(self.centred[place])).numpy()
+        (near,), (beyond,) = _squares(self.coarse[place : place + 1, :-1].numpy()), _squares(far[None])
+        rest, error = _leftover(self.squares[place], near + beyond, *self.sketch.across.shape)
+        return np.append(far, np.float32(rest)), error
+
+
+def _squares(vectors: Numbers) -> list[float]:
+    """(m,) squared lengths of vectors (m, features), in float64."""
+    return np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64).tolist()  # type: ignore[no-any-return]
+
+
+def _leftover(square: float, kept: float, directions: int, features: int) -> tuple[float, float]:
+    """The length of what is left of a vector of this squared length once directions have taken `kept` of it.
+
+    The second is how far the sketch may lie from the exact one, computed in float32.
+    """
+    size, rest = math.sqrt(square), math.sqrt(max(square - kept, 0.0))
+    error = math.sqrt(directions) * (features + 4) * UNIT * size
+    # A leftover norm is the root of a difference, so its error grows where little is left over.
+    change = 2 * error * size + error**2 + 8 * features * UNIT * square
+    return rest, error + change / max(rest, math.sqrt(change), 1e-300)
 
 
 @dataclass(frozen=True)

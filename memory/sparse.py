@@ -68,7 +68,7 @@ class SparseRows:
     @property
     def device(self) -> torch.device:
         """Where they are held."""
-        return self.rows.view.device
+        return self.rows.device
 
     @property
     def view(self) -> Tensor:

@@ -178,13 +178,13 @@ def _block_of(model: nn.Module, path: str) -> str:
 
 def _with_keys(book: Codebook, patches: Sequence[Patch]) -> Codebook:
     """The book with every key of every patch."""
-    labels: list[tuple[int, ...]] = []
+    labels: list[bytes] = []  # a third of the room that tuples of numbers would take
     owners: list[str] = []
     radii: list[float] = []
     placed: list[Placed | None] = []
     for patch in patches:
         count = patch.tensors["keys"].shape[0]
-        labels += [tuple(patch.tensors["answer"].tolist())] * count
+        labels += [patch.tensors["answer"].numpy().tobytes()] * count
         owners += [patch.edit_id] * count
         radii += [patch.meta["radius"]] * count
         placed += [_placed(plain) for plain in patch.meta.get("placed", ())] or [None] * count

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from editable.memory import cells, index, radius, sparse
+from editable.memory import query as asking
 from editable.memory.radius import Codebook, Placed
 
 SPACES = ("default", "other")
@@ -34,6 +35,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(cells, "CELLS_PER_ROOT", 1.0)
     for name, value in {"LATEST": 6, "REGROW": 3, "STRAYS": 2, "PENDING": 2}.items():
         monkeypatch.setattr(index, name, value)
+    monkeypatch.setattr(asking, "FEW", 2)
     monkeypatch.setattr(radius, "GUESSED", 2)
     monkeypatch.setattr(radius, "AT_ONCE", 2)
     yield

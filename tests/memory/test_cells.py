@@ -139,7 +139,7 @@ def test_an_empty_cell_is_never_entered() -> None:
 def test_extending_by_nothing_changes_nothing() -> None:
     points, radius = clustered(60), radii(60)
     cells = Cells.of(points, radius, present(radius))
-    same = cells.extended(points, radius, present(radius))
+    same = cells.extended(points[:0], radius, present(radius))
     assert len(same) == 60
     for query in points[:10]:
         assert sorted(cells.near(query, 2.0)[0].tolist()) == sorted(same.near(query, 2.0)[0].tolist())
@@ -155,7 +155,7 @@ def test_extended_is_as_if_made_at_once(steps: list[int]) -> None:
         Cells._without_members(centres),
     )
     for step in steps:
-        parts = parts.extended(points[:step], radius[:step], present(radius[:step]))
+        parts = parts.extended(points[len(parts) : step], radius[:step], present(radius[:step]))
     for name in ("outer", "inner", "low", "high", "widest"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)), name
     assert np.array_equal(whole.radius, parts.radius)
@@ -173,9 +173,9 @@ def test_an_older_value_does_not_see_what_was_added() -> None:
     cells = Cells.of(points[:100], radius[:100], present(radius[:100]))
     queries = torch.cat([points[90:110], clustered(10, seed=5)])
     before = [found(cells, query) for query in queries]
-    left = cells.extended(points, radius, present(radius))
+    left = cells.extended(points[100:], radius, present(radius))
     right = cells.extended(
-        torch.cat([points[:100], points[:100] + 1]),
+        points[:100] + 1,
         np.concatenate([radius[:100], radius[:100]]),
         present(np.concatenate([radius[:100], radius[:100]])),
     )
@@ -241,7 +241,7 @@ def test_whatever_is_added_all_that_is_near_is_found(
     points, radius = clustered(ends[-1], width, seed) * scale, radii(ends[-1], seed) * np.float32(scale)
     cells = Cells.of(points[: ends[0]], radius[: ends[0]], present(radius[: ends[0]]))
     for end in ends[1:]:
-        cells = cells.extended(points[:end], radius[:end], present(radius[:end]))
+        cells = cells.extended(points[len(cells) : end], radius[:end], present(radius[:end]))
     exact_queries, beside = points[:: max(1, len(points) // 6)], clustered(4, width, seed + 1) * scale
     for query in torch.cat([exact_queries, beside]):
         exact, members = distances(query, points), np.flatnonzero(radius >= 0)

@@ -8,48 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from editable.memory.sketch import COARSE, FINE, FINE_UNIT, UNIT, Sketch, Slack
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn(count: int, features: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, features, generator=generator(seed))
-
-
-def heavy(count: int, features: int, seed: int) -> Tensor:
-    """A few features hold nearly all of the length, as activations do."""
-    return drawn(count, features, seed).pow(5)
-
-
-def near_equal(count: int, features: int, seed: int) -> Tensor:
-    """Of norm 100 or so, and a rounding error or two apart."""
-    base: Tensor = drawn(1, features, seed) * 100 / features**0.5
-    return base * (1 + 1e-7 * drawn(count, features, seed + 1))
-
-
-def huge(count: int, features: int, seed: int) -> Tensor:
-    return drawn(count, features, seed) * 1e12 + 1e14
-
-
-def alike(count: int, features: int, seed: int) -> Tensor:
-    """One vector, over and over: nothing to find directions from."""
-    return drawn(1, features, seed).expand(count, features).contiguous()
-
-
-def few_directions(count: int, features: int, seed: int) -> Tensor:
-    """All in a plane: what is left over is rounding only."""
-    return drawn(count, 2, seed) @ drawn(2, features, seed + 1) * 50
-
-
-KINDS = {f.__name__: f for f in (drawn, heavy, near_equal, huge, alike, few_directions)}
-
-
-def distances(query: Tensor, vectors: Tensor) -> Tensor:
-    """(n,) as the codebook measures them, in float32."""
-    return torch.cdist(query[None], vectors, compute_mode="donot_use_mm_for_euclid_dist")[0]
+from editable.memory.distance import UNIT
+from editable.memory.sketch import COARSE, FINE, FINE_UNIT, Sketch, Slack
+from tests.memory.kinds import KINDS, alike, distances, drawn, few_directions, heavy
 
 
 def own_of(sketch: Sketch, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,15 +30,21 @@ def apart(sketch: Sketch, own: tuple[Tensor, Tensor], vectors: Tensor) -> tuple[
 
 
 def check_never_exaggerates(vectors: Tensor, queries: Tensor, sketch: Sketch) -> None:
-    for query in queries:
-        coarse, fine, error = sketch.of_query(query)
-        check_bounds(sketch, query, vectors, own_of(sketch, query), 0.0)
-        check_bounds(sketch, query, vectors, (coarse, fine), error)
+    sketched = sketch.of_queries(queries)
+    for place, query in enumerate(queries):
+        fine, both_error = sketched.fine(place)
+        own = sketched.coarse[place], torch.from_numpy(fine)
+        check_bounds(sketch, query, vectors, own_of(sketch, query), (0.0, 0.0))
+        check_bounds(sketch, query, vectors, own, (sketched.errors[place], both_error))
 
 
-def check_bounds(sketch: Sketch, query: Tensor, vectors: Tensor, own: tuple[Tensor, Tensor], error: float) -> None:
+def check_bounds(
+    sketch: Sketch, query: Tensor, vectors: Tensor, own: tuple[Tensor, Tensor], errors: tuple[float, float]
+) -> None:
     coarse, both, size = apart(sketch, own, vectors)
-    slack, fine_slack = (Slack.of(vectors.shape[1], size, error, fine) for fine in (False, True))
+    slack, fine_slack = (
+        Slack.of(vectors.shape[1], size, error, fine) for error, fine in zip(errors, (False, True), strict=True)
+    )
     exact = (vectors.double() - query.double()).norm(dim=1)
     for reference in (distances(query, vectors), exact):
         assert bool((coarse <= slack(reference.double())).all())
@@ -132,7 +99,7 @@ def test_how_many_directions_there_are(count: int, features: int, coarse: int, f
 def test_numbers_by_hand() -> None:
     """Mean (1, 0, 0), the first axis the only direction: (4, 3, 4) is 3 along it and 5 away from it."""
     axis = torch.tensor([[1.0], [0.0], [0.0]], dtype=torch.float64)
-    sketch = Sketch(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), axis)
+    sketch = Sketch(torch.tensor([1.0, 0.0, 0.0]), axis)
     coarse, fine = sketch.of(torch.tensor([[4.0, 3.0, 4.0], [1.0, 0.0, 0.0]]))
     assert coarse.tolist() == [[3.0, 5.0], [0.0, 0.0]]
     assert fine.tolist() == [[5.0], [0.0]]
