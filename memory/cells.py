@@ -20,8 +20,8 @@ from editable.memory.ordered import Ordered
 from editable.memory.package import faiss
 from editable.memory.sketch import Slack
 
-CELLS_PER_ROOT = 4.0  # cells for n members: so many times the square root of n
-MOST_CELLS = 4096  # above it, bounding the cells costs more than scanning them
+CELLS_PER_ROOT = 8.0  # cells for n members: so many times the square root of n
+MOST_CELLS = 8192  # above it, bounding the cells costs more than scanning them
 TRAINED_ON = 20  # members a cell's centre is found from
 CHUNK = 16384  # members assigned at a time
 ROUNDING = 1e-5  # relative error of a bound computed in float32, generously
@@ -101,7 +101,7 @@ class Cells:
 
     def at(self, rows: Numbers) -> Numbers:
         """(k, width) the sketches of rows (k,) that are members."""
-        return self.members.vectors.numpy()[self.places[rows]]
+        return self.members.at(self.places[rows])
 
     def near(self, query: Tensor, radius: float) -> tuple[Numbers, Numbers]:
         """(rows, squared distances) of all members within `radius` of query (width,)."""

@@ -1,6 +1,8 @@
 """Vectors in the order of the cells they belong to, so that a cell, or cells beside one another, are read in one go.
 
-Immutable; putting more in copies what is there, which is done in the background. Knows nothing of where cells lie.
+The first numbers of each lie apart from the others: where they differ most, as those of a sketch do, few vectors have
+to be read further. Immutable; putting more in copies what is there, which is done in the background. Knows nothing of
+where cells lie.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from editable.memory.distance import below, squares_of_runs
+from editable.memory.distance import below, squares, squares_of_runs
+
+HEAD = 16  # numbers of a vector that are read of all members of a cell
 
 Numbers = NDArray[Any]
 
@@ -26,17 +30,18 @@ class Ordered:
     Args:
         starts: (cells + 1,) where the members of each cell begin; the last is where all end.
         rows: (members,) int32, the number by which each is known.
-        vectors: (members, width) float32.
+        heads, tails: (members, up to HEAD) and (members, the others) float32.
     """
 
     starts: Numbers
     rows: Numbers
-    vectors: Tensor
+    heads: Tensor
+    tails: Tensor
 
     @classmethod
     def empty(cls, cells: int, width: int) -> Ordered:
         """Nobody in so many cells."""
-        return cls(np.zeros(cells + 1, np.int64), np.empty(0, np.int32), torch.empty(0, width))
+        return cls(np.zeros(cells + 1, np.int64), np.empty(0, np.int32), *_parts(torch.empty(0, width)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,16 +54,15 @@ class Ordered:
         there = np.arange(len(self)) + np.repeat(before, counts)
         cell = cell[order]
         here = starts[cell] + counts[cell] + np.arange(len(cell)) - before[cell]
-        numbers, moved = np.empty(int(starts[-1]), np.int32), self.vectors.new_empty((int(starts[-1]), self.width))
+        numbers = np.empty(int(starts[-1]), np.int32)
         numbers[there], numbers[here] = self.rows, rows[order]
-        moved.index_copy_(0, torch.from_numpy(there), self.vectors)
-        moved.index_copy_(0, torch.from_numpy(here), vectors[torch.from_numpy(order)])
-        return Ordered(starts, numbers, moved)
+        places, chosen = (torch.from_numpy(there), torch.from_numpy(here)), vectors[torch.from_numpy(order)]
+        new = _parts(chosen)
+        return Ordered(starts, numbers, *map(_put, (self.heads, self.tails), new, (places, places)))
 
-    @property
-    def width(self) -> int:
-        """Of a vector."""
-        return self.vectors.shape[1]
+    def at(self, places: Numbers) -> Numbers:
+        """(k, width) the vectors at places (k,) in this order."""
+        return np.concatenate([self.heads.numpy()[places], self.tails.numpy()[places]], axis=1)
 
     def within(self, query: Numbers, cells: Numbers, far: float = np.inf) -> tuple[Numbers, Numbers]:
         """(rows, squared distances) of the members of cells (k,), in order, that are no farther from query (width,).
@@ -68,10 +72,12 @@ class Ordered:
         runs = list(self._runs(cells))
         if not runs:
             return np.empty(0, np.int32), np.empty(0, np.float32)
-        apart = squares_of_runs(query, self.vectors.numpy(), runs)
-        near = below(apart, far)
+        begun = squares_of_runs(query[:HEAD], self.heads.numpy(), runs)
+        near = below(begun, far)
         places = np.concatenate([np.arange(*run) for run in runs])[near]
-        return self.rows[places], apart[near]
+        apart = begun[near] + squares(query[HEAD:], self.tails.numpy()[places])
+        near = below(apart, far)
+        return self.rows[places[near]], apart[near]
 
     def _runs(self, cells: Numbers) -> Iterator[tuple[int, int]]:
         """Where the members of cells (k,) lie: neighbours together."""
@@ -80,3 +86,13 @@ class Ordered:
         breaks = np.flatnonzero(np.diff(cells) > 1)
         first, last = np.append(0, breaks + 1), np.append(breaks, len(cells) - 1)
         return zip(self.starts[cells[first]].tolist(), self.starts[cells[last] + 1].tolist(), strict=True)
+
+
+def _parts(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    return vectors[:, :HEAD].contiguous(), vectors[:, HEAD:].contiguous()
+
+
+def _put(there: Tensor, new: Tensor, places: tuple[Tensor, Tensor]) -> Tensor:
+    """Rows that are there (m, width), and new ones (k, width), at their places (m,) and (k,) among all."""
+    moved = there.new_empty((len(there) + len(new), there.shape[1]))
+    return moved.index_copy_(0, places[0], there).index_copy_(0, places[1], new)

@@ -31,7 +31,13 @@ def logged(path: Path, count: int) -> Log:
     log = Log(path, IDENTITY)
     for number in range(count):
         tensors = {"keys": torch.tensor([[10.0 * number]]), "values": torch.ones(1, 2), "answer": torch.tensor([7])}
-        request = {"prompt": "?", "target": "!", "rephrases": [], "subject": None, "namespace": "default"}
+        request: dict[str, object] = {
+            "prompt": "?",
+            "target": "!",
+            "rephrases": [],
+            "subject": None,
+            "namespace": "default",
+        }
         meta = {"request": request, "patch": {"radius": 1.0}, "superseded": []}
         log.append(number + 1, [Entry("edit", f"e{number}", "grace", tensors, meta)])
     return log

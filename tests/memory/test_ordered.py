@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editable.memory.ordered import Ordered
+from editable.memory.ordered import HEAD, Ordered
 
 
 def line(*places: float) -> torch.Tensor:
@@ -26,7 +26,7 @@ def test_by_hand() -> None:
     assert (members.starts.tolist(), members.rows.tolist()) == ([0, 1, 1, 3], [6, 5, 7])
     more = members.with_members(np.array([8, 9]), line(4.0, 5.0), np.array([0, 1]))
     assert (more.starts.tolist(), more.rows.tolist()) == ([0, 2, 3, 5], [6, 8, 9, 5, 7])
-    assert more.vectors[:, 0].tolist() == [2.0, 4.0, 5.0, 1.0, 3.0]
+    assert more.at(np.array([0, 1, 2, 3, 4]))[:, 0].tolist() == [2.0, 4.0, 5.0, 1.0, 3.0]
     assert members.rows.tolist() == [6, 5, 7]
     assert found(more, 0.0, [0, 2]) == {6: 4.0, 8: 16.0, 5: 1.0, 7: 9.0}
     assert found(more, 0.0, [0, 2], 4.0) == {6: 4.0, 5: 1.0}
@@ -36,21 +36,29 @@ def test_by_hand() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.lists(st.lists(st.integers(0, 6), max_size=20), max_size=5), st.integers(0, 2**31), st.sets(st.integers(0, 6))
+    st.lists(st.lists(st.integers(0, 6), max_size=20), max_size=5),
+    st.integers(0, 2**31),
+    st.sets(st.integers(0, 6)),
+    st.sampled_from([1, HEAD, HEAD + 1, 40]),
 )
-def test_whatever_comes_all_of_a_cell_is_found_in_it(parts: list[list[int]], seed: int, asked: set[int]) -> None:
+def test_whatever_comes_all_of_a_cell_is_found_in_it(
+    parts: list[list[int]], seed: int, asked: set[int], width: int
+) -> None:
     generator, members, known = (
         torch.Generator().manual_seed(seed),
-        Ordered.empty(7, 3),
+        Ordered.empty(7, width),
         list[tuple[int, torch.Tensor]](),
     )
     for cells in parts:
-        rows, vectors = np.arange(len(known), len(known) + len(cells)), torch.randn(len(cells), 3, generator=generator)
+        rows, vectors = (
+            np.arange(len(known), len(known) + len(cells)),
+            torch.randn(len(cells), width, generator=generator),
+        )
         members = members.with_members(rows, vectors, np.array(cells, np.int64))
         known += zip(cells, vectors, strict=True)
-    query = torch.randn(3, generator=generator)
-    rows, apart = members.within(query.numpy(), np.array(sorted(asked), np.int64), 2.0)
+    query = torch.randn(width, generator=generator)
+    rows, apart = members.within(query.numpy(), np.array(sorted(asked), np.int64), 2.0 * width)
     exact = {row: float((vector - query).square().sum()) for row, (cell, vector) in enumerate(known) if cell in asked}
     assert dict(zip(rows.tolist(), apart.tolist(), strict=True)) == pytest.approx(
-        {row: square for row, square in exact.items() if square <= 2}
+        {row: square for row, square in exact.items() if square <= 2 * width}
     )
