@@ -137,8 +137,8 @@ class Query:
         near = np.flatnonzero(self._latest_distances <= radius)
         found = [(near + self.index.sorted_rows, self._latest_distances[near])]
         if self.index.cells is not None:
-            rows, squares = ask(self.index.cells)
-            found.append((rows, np.sqrt(squares)))
+            rows, apart = ask(self.index.cells)
+            found.append((rows, np.sqrt(apart)))
         if len(strays := self.index.known_strays):
             found = [(rows[kept], part[kept]) for rows, part in found for kept in [~np.isin(rows, strays)]]
             found.append((strays, np.zeros(len(strays), np.float32)))
