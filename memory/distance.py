@@ -38,14 +38,14 @@ def squares(query: Numbers, keys: Numbers) -> Numbers:
 
     From differences, too, but summed in another order; by one call that reads memory as fast as it comes.
     """
-    return squares_of_runs(query, keys, [(0, len(keys))])
+    return squares_of_runs(query, keys, [0], [len(keys)])
 
 
-def squares_of_runs(query: Numbers, keys: Numbers, runs: Sequence[tuple[int, int]]) -> Numbers:
-    """The same to those keys alone that lie in some runs, each from its first to before its last, one after another."""
+def squares_of_runs(query: Numbers, keys: Numbers, starts: Sequence[int], stops: Sequence[int]) -> Numbers:
+    """The same to those keys alone that lie in some runs, one after another."""
     library, query, done = faiss(), np.ascontiguousarray(query), 0
-    found = np.empty(sum(stop - start for start, stop in runs), np.float32)
-    for start, stop in runs:
+    found = np.empty(sum(stops) - sum(starts), np.float32)
+    for start, stop in zip(starts, stops, strict=True):
         into, read = library.swig_ptr(found[done:]), library.swig_ptr(keys[start:stop])
         library.fvec_L2sqr_ny(into, library.swig_ptr(query), read, keys.shape[1], stop - start)
         done += stop - start

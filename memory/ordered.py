@@ -7,7 +7,6 @@ where cells lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from editable.memory.distance import below, squares, squares_of_runs
 
 HEAD = 16  # numbers of a vector that are read of all members of a cell
+GAP = 256  # members between two cells that are sooner read than passed over
 
 Numbers = NDArray[Any]
 
@@ -69,23 +69,23 @@ class Ordered:
 
         `far` is a squared distance, too.
         """
-        runs = list(self._runs(cells))
-        if not runs:
-            return np.empty(0, np.int32), np.empty(0, np.float32)
-        begun = squares_of_runs(query[:HEAD], self.heads.numpy(), runs)
+        starts, stops = self._runs(cells)
+        begun = squares_of_runs(query[:HEAD], self.heads.numpy(), starts.tolist(), stops.tolist())
         near = below(begun, far)
-        places = np.concatenate([np.arange(*run) for run in runs])[near]
+        ends = np.cumsum(stops - starts)
+        places = near + (stops - ends)[np.searchsorted(ends, near, side="right")]
         apart = begun[near] + squares(query[HEAD:], self.tails.numpy()[places])
         near = below(apart, far)
         return self.rows[places[near]], apart[near]
 
-    def _runs(self, cells: Numbers) -> Iterator[tuple[int, int]]:
-        """Where the members of cells (k,) lie: neighbours together."""
-        if not len(cells):
-            return iter(())
-        breaks = np.flatnonzero(np.diff(cells) > 1)
-        first, last = np.append(0, breaks + 1), np.append(breaks, len(cells) - 1)
-        return zip(self.starts[cells[first]].tolist(), self.starts[cells[last] + 1].tolist(), strict=True)
+    def _runs(self, cells: Numbers) -> tuple[Numbers, Numbers]:
+        """Where the members of cells (k,) begin and end, without those that are empty; near ones are one run."""
+        starts, stops = self.starts[cells], self.starts[cells + 1]
+        starts, stops = starts[starts < stops], stops[starts < stops]
+        if not len(starts):
+            return starts, stops
+        apart = np.flatnonzero(starts[1:] - stops[:-1] > GAP)
+        return starts[np.append(0, apart + 1)], stops[np.append(apart, len(stops) - 1)]
 
 
 def _parts(vectors: Tensor) -> tuple[Tensor, Tensor]:

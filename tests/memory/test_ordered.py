@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from editable.memory import ordered
 from editable.memory.ordered import HEAD, Ordered
 
 
@@ -34,7 +35,13 @@ def test_by_hand() -> None:
     assert found(more, 0.0, []) == {}
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.fixture(autouse=True)
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members between two cells are passed over, however few they are."""
+    monkeypatch.setattr(ordered, "GAP", 0)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.lists(st.integers(0, 6), max_size=20), max_size=5),
     st.integers(0, 2**31),
@@ -62,3 +69,15 @@ def test_whatever_comes_all_of_a_cell_is_found_in_it(
     assert dict(zip(rows.tolist(), apart.tolist(), strict=True)) == pytest.approx(
         {row: square for row, square in exact.items() if square <= 2 * width}
     )
+
+
+def test_cells_a_few_members_apart_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of cells with 2, 0, 3, 1 members: the first and the last are one run if there may be three between them."""
+    cells = np.array([0, 0, 2, 2, 2, 3])
+    members = Ordered.empty(4, 1).with_members(np.arange(6), line(0.0, 1.0, 2.0, 3.0, 4.0, 5.0), cells)
+    for gap, runs in ((3, ([0], [6])), (2, ([0, 5], [2, 6]))):
+        monkeypatch.setattr(ordered, "GAP", gap)
+        starts, stops = members._runs(np.array([0, 1, 3]))
+        assert (starts.tolist(), stops.tolist()) == runs
+    assert found(members, 0.0, [0, 1, 3]) == {0: 0.0, 1: 1.0, 5: 25.0}
+    assert found(members, 0.0, [1]) == {}
