@@ -221,12 +221,12 @@ class Codebook:
         """The same among those rows that `seen` leaves of some; `guessed` many, and `perhaps`, are tried first."""
         if not len(self):
             return -1, math.inf
-        query, everything = query.detach().float(), np.arange(len(self))
+        query = query.detach().float()
         if self.keys.device.type != "cpu" or not bool(query.isfinite().all()):
-            return self.nearest_of(query, seen(everything), within)
+            return self.nearest_of(query, seen(np.arange(len(self))), within)
         with np.errstate(all="ignore"):
             if self.index is None:
-                return self._nearest_by_scan(query, within, seen(everything))
+                return self._nearest_by_scan(query, within, seen(np.arange(len(self))))
             return self._nearest_by_index(self.index, query, within, seen, guessed, perhaps)
 
     def _nearest_by_scan(self, query: Tensor, within: float, rows: Numbers) -> tuple[int, float]:
