@@ -20,9 +20,9 @@ from editable.memory.ordered import Ordered
 from editable.memory.package import faiss
 from editable.memory.sketch import Slack
 
-CELLS_PER_ROOT = 8.0  # cells for n members: so many times the square root of n
+CELLS_PER_ROOT = 6.0  # cells for n members: so many times the square root of n
 MOST_CELLS = 8192  # above it, bounding the cells costs more than scanning them
-TRAINED_ON = 20  # members a cell's centre is found from
+TRAINED_ON = 10  # members a cell's centre is found from
 CHUNK = 16384  # members assigned at a time
 ROUNDING = 1e-5  # relative error of a bound computed in float32, generously
 
@@ -143,7 +143,7 @@ def _centres(sketches: Tensor, members: Tensor, count: int) -> Tensor:
     step = max(1, len(members) // (TRAINED_ON * count))
     sample = sketches[members[::step]].contiguous().numpy()
     means = faiss().Kmeans(
-        width, count, niter=5, seed=1, min_points_per_centroid=1, max_points_per_centroid=2 * TRAINED_ON
+        width, count, niter=4, seed=1, min_points_per_centroid=1, max_points_per_centroid=2 * TRAINED_ON
     )
     means.train(sample)
     centres = torch.from_numpy(means.centroids)
