@@ -5,15 +5,18 @@ its scope is worth: it has to fire for a rephrase, also with a typing error in i
 front, and must not for the same question about another subject.
 
 Edits go in one at a time. After 1, 10, 100 edits and the last, all so far are scored: the prompts and rephrases, forced
-and as free answers that end by themselves; the cases' own locality inputs and unrelated texts, by bits. After the last
+and as free answers that end by themselves; the cases' own locality inputs and unrelated texts, by bits. Texts that are
+written from a case's beginnings, for fluency and consistency, take most of the time: the part `texts`. After the last
 come perturbed rephrases, portability, CounterFact's scores, other questions about the edits' subjects (in the words of
 another case), which should keep every bit, and a stream of conflicts: each edit made once more in the words of a
-rephrase, with another answer, and then asked in the words of both.
+rephrase, with another answer, and then asked in the words of both. The part `alone` asks each case with nothing held
+but the edits of its record: what would come of perfect retrieval.
 
     editable bench scopes
     editable bench scopes --scopes ball,sentence --edits 700 --data zsre.json --unrelated nq_open.jsonl
     editable bench scopes --scopes 'sentence(false_fire=0.001)' --subjects found --data counterfact.json
-    editable bench scopes --editor unedited --data knowedit.json
+    editable bench scopes --editor serac --set probability=0.9 --checkpoints 0 --data knowedit.json
+    editable bench scopes --editor prompting --parts alone --data knowedit.json
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ import random
 import statistics
 import time
 from argparse import ArgumentParser, Namespace
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from torch import nn
@@ -38,12 +43,11 @@ from editable.datasets.case import Case, Question
 from editable.edit import Edit
 from editable.editor import Editor
 from editable.learn import shadow_of
-from editable.metrics import mean_accuracy
+from editable.metrics import Accuracy, mean_accuracy
 from editable.scope_data import misspelt
-from editable.scoring import Base, drift_summary, drifts, replies, score
+from editable.scoring import Base, CaseScore, Scores, drift_summary, drifts, replies, score
 from editable.system import System
 
-CHECKPOINTS = (1, 10, 100)
 RATES = ("success_rate", "generalization_rate", "portability")
 FORMS = ("forced", "exact")
 CONTRASTS = ("counterfact_efficacy", "counterfact_paraphrase", "counterfact_neighbourhood")
@@ -56,12 +60,14 @@ class Found:
     Args:
         checkpoints: number of edits to what all of them came to.
         perturbed: kind of perturbation to accuracy on the rephrases that have it, and on these before.
+        alone: what all cases came to, each with its own record's edits alone; empty if that was not asked for.
         others: of other questions about the edits' subjects, how many, and the share that is bit-equal.
         conflicts: accuracy of later answers, asked in the later words and in the earlier ones.
         insert_seconds: of each edit.
     """
 
     checkpoints: dict[int, dict[str, Any]]
+    alone: dict[str, Any]
     perturbed: dict[str, dict[str, Any]]
     others: dict[str, Any]
     conflicts: dict[str, Any]
@@ -73,24 +79,28 @@ def options() -> ArgumentParser:
     parser = common.parser(__doc__, "scopes")
     parser.add_argument("--scopes", default="ball,sentence", help="scopes, separated by commas, or by ; with options")
     parser.add_argument("--editor", help="a baseline or an editor, instead of GRACE with scopes")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="an option of --editor")
     parser.add_argument("--edits", type=int, default=100, help="cases")
     parser.add_argument("--questions", type=int, default=200, help="unrelated texts, at most")
     parser.add_argument("--subjects", choices=("given", "found"), default="given", help="whether edits name theirs")
-    parser.add_argument("--parts", default="all,perturbed,others,conflicts", help="what to measure")
+    parser.add_argument("--checkpoints", type=common.counts, default="1,10,100", help="edits; the last is always one")
+    parser.add_argument("--parts", default="all,perturbed,others,conflicts", help="what to measure; also texts, alone")
     return parser
 
 
 def methods(chosen: Namespace) -> dict[str, Editor | Baseline]:
     """Name to method."""
     if chosen.editor:
-        return {chosen.editor: editors.method(chosen.editor)}
+        return {chosen.editor: editors.method(chosen.editor, editors.given(chosen.set))}
     names = chosen.scopes.split(";") if ";" in chosen.scopes or "(" in chosen.scopes else chosen.scopes.split(",")
     return {name: GRACE(scope=editors.scope("--scopes", name)) for name in names}
 
 
 def cases_of(chosen: Namespace) -> list[Case]:
-    """The cases, without their subjects where these are to be found."""
+    """The cases, without their subjects where these are to be found, and with texts to write where these are a part."""
     cases = [case for case in common.cases(chosen, chosen.edits) if isinstance(case.edit.prompt, str)]
+    if "texts" not in chosen.parts.split(","):
+        cases = [replace(case, generate=()) for case in cases]
     if chosen.subjects == "given":
         return cases
     return [replace(case, edit=replace(case.edit, subject=None)) for case in cases]
@@ -107,11 +117,11 @@ def measured(
 ) -> Found:
     """One method, on a model that is given back as it was."""
     unrelated, parts = common.unrelated(chosen, chosen.questions), chosen.parts.split(",")
-    found = Found({}, {}, {}, {}, [])
+    found = Found({}, {}, {}, {}, {}, [])
     with editors.attached(name, method, model, tokenizer) as system:
         for count, case in enumerate(cases, start=1):
             found.insert_seconds.append(_timed(lambda edit=case.edit: system.insert([edit])))  # type: ignore[misc]
-            if count == len(cases) or (count in CHECKPOINTS and "all" in parts):
+            if count == len(cases) or (count in chosen.checkpoints and "all" in parts):
                 found.checkpoints[count] = _scored(system, cases[:count], base, unrelated, "all" in parts)
                 common.note(f"{name}: {count} edits scored")
         if "perturbed" in parts:
@@ -122,6 +132,8 @@ def measured(
         if "conflicts" in parts:
             system.reset()
             found.conflicts.update(_conflicts(system, cases))
+        if "alone" in parts:
+            found.alone.update(_summary(alone(system, cases, base), cases))
     return found
 
 
@@ -132,14 +144,39 @@ def _timed(act: Callable[[], object]) -> float:
 
 
 def _scored(system: System, cases: Sequence[Case], base: Base, unrelated: Sequence[str], whole: bool) -> dict[str, Any]:
-    scores = score(system, cases, base) if whole else None
-    own = [drift for case in scores.cases for drift in case.locality] if scores else []
+    found = _summary(score(system, cases, base), cases) if whole else {}
+    return {**found, "unrelated_bit_equal": drift_summary(drifts(system, unrelated, base))["bit_equal_share"]}
+
+
+def alone(system: System, cases: Sequence[Case], base: Base) -> Scores:
+    """Each case with nothing held but the edits of the record that it is from."""
+    scored: list[CaseScore] = []
+    for _, group in groupby(cases, key=lambda case: case.where):
+        own = list(group)
+        system.reset()
+        system.insert([case.edit for case in own])
+        scored += score(system, own, base).cases
+    return Scores(tuple(scored))
+
+
+def _summary(scores: Scores, cases: Sequence[Case]) -> dict[str, Any]:
+    own = [drift for case in scores.cases for drift in case.locality]
     kinds = sorted({drift.kind for drift in own})
     return {
-        **(scores.summary() if scores else {}),
+        **scores.summary(),
         "own_by_kind": {k or "all": drift_summary([d for d in own if d.kind == k])["bit_equal_share"] for k in kinds},
-        "unrelated_bit_equal": drift_summary(drifts(system, unrelated, base))["bit_equal_share"],
+        "portability_by_kind": by_kind(scores, cases),
     }
+
+
+def by_kind(scores: Scores, cases: Sequence[Case]) -> dict[str, dict[str, float]]:
+    """Accuracy of what follows from edits, over all questions of a kind."""
+    found: dict[str, list[Accuracy]] = defaultdict(list)
+    for case, one in zip(cases, scores.cases, strict=True):
+        asked = [question for question in case.portability if question.answers]
+        for question, accuracy in zip(asked, one.portability, strict=True):
+            found[question.kind].append(accuracy)
+    return {kind: asdict(mean) for kind in sorted(found) if (mean := mean_accuracy(found[kind])) is not None}
 
 
 # --- rephrases that are made harder ---
@@ -247,13 +284,15 @@ def tables(found: dict[str, Found]) -> list[Table]:
 
 
 def _checkpoint_table(found: dict[str, Found]) -> Table:
-    rows = []
+    rows: list[list[Any]] = []
     for name, one in found.items():
-        for count, seen in one.checkpoints.items():
+        counted = [(str(count), count, seen) for count, seen in one.checkpoints.items()]
+        alone = [("each alone", None, one.alone)] if one.alone else []
+        for said, count, seen in [*counted, *alone]:
             rates = [seen.get(f"{rate}_{form}") for rate in RATES for form in FORMS]
             contrasts = [seen.get(contrast) for contrast in CONTRASTS]
-            own = [seen.get("bit_equal_share"), seen["unrelated_bit_equal"]]
-            rows.append([name, count, *rates, *contrasts, *own, statistics.median(one.insert_seconds[:count])])
+            own = [seen.get("bit_equal_share"), seen.get("unrelated_bit_equal")]
+            rows.append([name, said, *rates, *contrasts, *own, statistics.median(one.insert_seconds[:count])])
     names = [f"{rate}, {form}" for rate in ("reliability", "generality", "portability") for form in FORMS]
     header = ("", "edits", *names, "ES", "PS", "NS", "own bit-equal", "unrelated bit-equal", "s per edit, median")
     return Table("scopes: all edits so far, with the model at that point", header, rows)
@@ -279,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _rest(found: Found) -> dict[str, Any]:
-    return {"perturbed": found.perturbed, "others": found.others, "conflicts": found.conflicts}
+    return {"alone": found.alone, "perturbed": found.perturbed, "others": found.others, "conflicts": found.conflicts}
 
 
 if __name__ == "__main__":
