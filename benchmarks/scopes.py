@@ -6,11 +6,13 @@ front, and must not for the same question about another subject.
 
 Edits go in one at a time. After 1, 10, 100 edits and the last, all so far are scored: the prompts and rephrases, forced
 and as free answers that end by themselves; the cases' own locality inputs and unrelated texts, by bits. Texts that are
-written from a case's beginnings, for fluency and consistency, take most of the time: the part `texts`. After the last
-come perturbed rephrases, portability, CounterFact's scores, other questions about the edits' subjects (in the words of
-another case), which should keep every bit, and a stream of conflicts: each edit made once more in the words of a
-rephrase, with another answer, and then asked in the words of both. The part `alone` asks each case with nothing held
-but the edits of its record: what would come of perfect retrieval.
+written from a case's beginnings, for fluency and consistency, take most of the time: the part `texts`. The part `bits`
+is `all` without asking for the answers to locality inputs, which takes most of what is left.
+
+After the last come perturbed rephrases, portability, CounterFact's scores, other questions about the edits' subjects
+(in the words of another case), which should keep every bit, and a stream of conflicts: each edit made once more in the
+words of a rephrase, with another answer, and then asked in the words of both. The part `alone` asks each case with
+nothing held but the edits of its record: what would come of perfect retrieval.
 
     editable bench scopes
     editable bench scopes --scopes ball,sentence --edits 700 --data zsre.json --unrelated nq_open.jsonl
@@ -84,7 +86,9 @@ def options() -> ArgumentParser:
     parser.add_argument("--questions", type=int, default=200, help="unrelated texts, at most")
     parser.add_argument("--subjects", choices=("given", "found"), default="given", help="whether edits name theirs")
     parser.add_argument("--checkpoints", type=common.counts, default="1,10,100", help="edits; the last is always one")
-    parser.add_argument("--parts", default="all,perturbed,others,conflicts", help="what to measure; also texts, alone")
+    parser.add_argument(
+        "--parts", default="all,perturbed,others,conflicts", help="what to measure; also bits, texts, alone"
+    )
     return parser
 
 
@@ -97,10 +101,13 @@ def methods(chosen: Namespace) -> dict[str, Editor | Baseline]:
 
 
 def cases_of(chosen: Namespace) -> list[Case]:
-    """The cases, without their subjects where these are to be found, and with texts to write where these are a part."""
-    cases = [case for case in common.cases(chosen, chosen.edits) if isinstance(case.edit.prompt, str)]
-    if "texts" not in chosen.parts.split(","):
+    """The cases, without their subjects where these are to be found, and with what is asked of each only."""
+    cases, parts = common.cases(chosen, chosen.edits), chosen.parts.split(",")
+    cases = [case for case in cases if isinstance(case.edit.prompt, str)]
+    if "texts" not in parts:
         cases = [replace(case, generate=()) for case in cases]
+    if "bits" in parts:
+        cases = [replace(case, locality=tuple(replace(one, answers=()) for one in case.locality)) for case in cases]
     if chosen.subjects == "given":
         return cases
     return [replace(case, edit=replace(case.edit, subject=None)) for case in cases]
@@ -117,12 +124,13 @@ def measured(
 ) -> Found:
     """One method, on a model that is given back as it was."""
     unrelated, parts = common.unrelated(chosen, chosen.questions), chosen.parts.split(",")
+    whole = not {"all", "bits"}.isdisjoint(parts)
     found = Found({}, {}, {}, {}, {}, [])
     with editors.attached(name, method, model, tokenizer) as system:
         for count, case in enumerate(cases, start=1):
             found.insert_seconds.append(_timed(lambda edit=case.edit: system.insert([edit])))  # type: ignore[misc]
-            if count == len(cases) or (count in chosen.checkpoints and "all" in parts):
-                found.checkpoints[count] = _scored(system, cases[:count], base, unrelated, "all" in parts)
+            if count == len(cases) or (count in chosen.checkpoints and whole):
+                found.checkpoints[count] = _scored(system, cases[:count], base, unrelated, whole)
                 common.note(f"{name}: {count} edits scored")
         if "perturbed" in parts:
             found.perturbed.update(_perturbed(system, cases, chosen.seed))

@@ -63,12 +63,15 @@ def chosen(*options: str) -> Namespace:
     return scopes.options().parse_args(options)
 
 
-def test_subjects_and_texts_only_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_subjects_texts_and_answers_only_where_they_are_asked_for(tmp_path: Path) -> None:
     rewrite = {"prompt": "{} is in", "subject": "Lima", "target_new": {"str": "Peru"}, "target_true": {"str": "Chile"}}
-    (tmp_path / "facts.json").write_text(json.dumps([{"requested_rewrite": rewrite, "generation_prompts": ["Lima"]}]))
+    more = {"generation_prompts": ["Lima"], "neighborhood_prompts": ["Arica is in"]}
+    (tmp_path / "facts.json").write_text(json.dumps([{"requested_rewrite": rewrite, **more}]))
     data = ("--data", str(tmp_path / "facts.json"))
     (given,), (found,) = scopes.cases_of(chosen(*data)), scopes.cases_of(chosen(*data, "--subjects", "found"))
     assert (given.edit.subject, found.edit.subject) == ("Lima", None)
+    (bits,) = scopes.cases_of(chosen(*data, "--parts", "bits"))
+    assert (given.locality[0].answers, bits.locality[0].answers) == ((" Chile",), ())
     assert given.generate == () and scopes.cases_of(chosen(*data, "--parts", "all,texts"))[0].generate == ("Lima",)
 
 
