@@ -17,6 +17,7 @@ from editable.datasets.case import Case
 KINDS = ("rephrase", "sibling", "namesake", "other relation", "unrelated", "answered")
 PER_CASE = 1  # pairs of each kind that a case gives
 TYPO, PREFIX, LOWER = 0.2, 0.25, 0.05  # how often a text has one
+VARIANT = 0.15  # how often a name of several words is written otherwise
 INVENTED = 0.4  # how often a subject is a name that nobody has
 
 _ONSETS, _VOWELS, _CODAS = (
@@ -107,7 +108,7 @@ def _pairs(
     subject = invented(draw) if draw.random() < INVENTED else draw.choice(relation.subjects)
     prompt, given = form.format(subject), subject if draw.random() < 0.5 else None
     texts = {
-        "rephrase": asked.format(misspelt(subject, draw) if draw.random() < TYPO else subject),
+        "rephrase": asked.format(_written(subject, draw)),
         "sibling": draw.choice(relation.templates).format(_other(subject, relation, draw)),
         "namesake": draw.choice(relation.templates).format(_namesake(subject, relation, draw)),
         "unrelated": draw.choice(unrelated),
@@ -160,6 +161,31 @@ def _word(draw: random.Random) -> str:
     syllables = range(draw.choice((1, 2, 2, 3)))
     made = "".join(draw.choice(_ONSETS) + draw.choice(_VOWELS) + draw.choice(_CODAS) for _ in syllables)
     return made.capitalize()
+
+
+def _written(name: str, draw: random.Random) -> str:
+    """The name, perhaps with a typing error, or as it is written elsewhere."""
+    kind = draw.random()
+    if kind < TYPO:
+        return misspelt(name, draw)
+    return variant(name, draw) if kind < TYPO + VARIANT else name
+
+
+def variant(name: str, draw: random.Random) -> str:
+    """A name of two or three words as it is written elsewhere: with an initial, with a name more, or with one less."""
+    words = name.split()
+    if len(words) not in (2, 3) or not all(word.isalpha() and word[0].isupper() for word in words):
+        return name
+    first, last = words[0], words[-1]
+    middle = words[1] if len(words) == 3 else _word(draw)
+    return draw.choice(
+        (
+            f"{first[0]}. {' '.join(words[1:])}",
+            f"{' '.join(words[1:])} {first[0]}",
+            f"{first} {middle[0]}. {last}",
+            f"{first} {last}" if len(words) == 3 else f"{first} {middle} {last}",
+        )
+    )
 
 
 def misspelt(name: str, draw: random.Random) -> str:

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from editable.encoders import Encoder
-from editable.memory.scope import FEATURES, Classifier, Encoded, Phrase, Words, comparable, compared, readings
+from editable.memory.scope import FEATURES, Classifier, Encoded, Phrase, comparable, compared
+from editable.memory.wording import Words, readings
 from editable.scope_data import KINDS, Pair
 
 HIDDEN = 24

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from functools import cached_property
 from typing import Any
 
@@ -23,13 +22,28 @@ from editable.memory.column import Column
 from editable.memory.names import Names
 from editable.memory.neighbours import Neighbours, cosines
 from editable.memory.rows import Rows
+from editable.memory.wording import (
+    ASKING,
+    WORD,
+    Words,
+    another_word,
+    find_subject,
+    folded,
+    goes_on,
+    is_name,
+    least_alike,
+    longer_name,
+    place,
+    shared_words,
+    strangers,
+    without,
+)
 
 CONSIDERED = 16  # phrases that retrieval proposes for a text
 LEAST_ALIKE = 0.66  # what each word of a subject must have in common with a word of a text that asks about it
 CLOSE = 0.9  # cosine of sentences from which they are compared even so: the subject may go by another name
 SPELT = 0.8  # likeness of a subject's letters from which it is the same one, whatever the encoder makes of its spelling
 ALMOST = 0.6  # likeness from which one subject may be taken for the other
-TELLING = 4  # letters of a word from which it is no accident that it is one
 SUBJECT_CLOSE = 0.3  # cosine of subjects below which one that is spelt otherwise is another one
 BEFORE = 60  # characters before a subject that may belong to what is asked about it
 NEAR = 0.5  # cosine of sentences, and of subjects, below which two prompts are not the same question
@@ -48,15 +62,6 @@ FEATURES = (
     "longer name",
 )
 """What is compared, in the order of a classifier's inputs; see `compared`."""
-
-_WORD = re.compile(r"\w+(?:[.&-]\w+|['\u2019](?!s\b)\w+)*")  # a possessive 's is no part of a word
-_WITHIN_NAMES = "of the and de la le du von van der den di da del al el in for on to at & y"
-_WITHOUT_MEANING = (
-    "the a an what which who whom whose where when why how is was are were does did do has have had in on of for at to "
-    "from by with name it its his her their this that there can could would if as and or"
-)
-_JOINING = frozenset(_WITHIN_NAMES.split())
-_ASKING = frozenset(_WITHOUT_MEANING.split())
 
 Numbers = NDArray[Any]
 
@@ -80,7 +85,7 @@ class Encoded:
     @cached_property
     def meaning(self) -> Numbers:
         """(tokens,) which belong to words that mean something; the same for all phrases that it is compared with."""
-        words = [m.span() for m in _WORD.finditer(self.text) if m.group().lower() not in _ASKING]
+        words = [m.span() for m in WORD.finditer(self.text) if m.group().lower() not in ASKING]
         starts, ends = self.spans[:, 0, None], self.spans[:, 1, None]
         begins, stops = np.array(words or [(0, 0)]).T
         return ((starts < stops) & (ends > begins)).any(axis=1)  # type: ignore[no-any-return]
@@ -104,122 +109,10 @@ class Phrase:
     @classmethod
     def of(cls, encoded: Encoded, subject: str | None = None) -> Phrase:
         """With the subject as given, or found in the text."""
-        start, end = _place(encoded.text, subject) if subject else find_subject(encoded.text)
+        start, end = place(encoded.text, subject) if subject else find_subject(encoded.text)
         about = subject if subject else encoded.text[start:end]
         vectors = np.stack([encoded.vector, _asked(encoded, start, end), _mean(encoded, _inside(encoded, start, end))])
         return cls(encoded.text, about, vectors.astype(np.float16))
-
-
-# --- words ---
-
-
-def find_subject(text: str) -> tuple[int, int]:
-    """Where the name of what a text is about stands: its longest run of capitalised words or numbers.
-
-    Small words that join names (of, the, and) belong to the run; a question's first word does not. Without names it is
-    the longest word; (0, 0) in an empty text.
-    """
-    runs = sorted(_runs(text), key=lambda span: span[0] - span[1])
-    if runs:
-        return runs[0]
-    words = [m for m in _WORD.finditer(text) if m.group().lower() not in _ASKING]
-    return max((m.span() for m in words), key=lambda span: span[1] - span[0], default=(0, len(text)))
-
-
-def _runs(text: str) -> Iterator[tuple[int, int]]:
-    start = end = -1
-    for match in _WORD.finditer(text):
-        word = match.group()
-        if not (word[0].isupper() or word[0].isdigit()):
-            continue
-        if start >= 0 and not _joins(text[end : match.start()]):
-            yield start, end
-            start = -1
-        if start >= 0 or word.lower() not in _ASKING:
-            start, end = (match.start() if start < 0 else start), match.end()
-    if start >= 0:
-        yield start, end
-
-
-def _joins(between: str) -> bool:
-    """Whether what stands between two capitalised words may be part of a name."""
-    return not re.search(r"[.,;?!()\"\n]", between) and all(word in _JOINING for word in _WORD.findall(between))
-
-
-def _place(text: str, subject: str) -> tuple[int, int]:
-    """Where a subject stands in a text, exactly or nearly; (0, 0) where nothing is like it."""
-    at = text.casefold().find(subject.casefold())
-    if at >= 0:
-        return at, at + len(subject)
-    likeness, span = Words(text).nearest(subject)
-    return span if likeness >= 0.6 else (0, 0)
-
-
-def _bigrams(text: str) -> frozenset[str]:
-    padded = f" {text} "
-    return frozenset(padded[i : i + 2] for i in range(len(padded) - 1))
-
-
-def alike(one: str, other: str) -> float:
-    """The share of the longer text's letters that the other has in the same order, from 0 to 1."""
-    blocks = SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
-    return sum(block.size for block in blocks) / max(len(one), len(other), 1)
-
-
-def least_alike(name: str, window: str) -> float:
-    """How like the likest word of the window each word of a name is: the least of them."""
-    words = [word for word in _WORD.findall(name.casefold()) if word not in _JOINING]
-    there = _WORD.findall(window.casefold())
-    if not words or not there:
-        return 0.0
-    return min(1.0 if word in there else max(alike(word, other) for other in there) for word in words)
-
-
-class Words:
-    """The words of one text, for finding names in it that may be misspelt."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.folded = text.casefold()
-        self.spans = [match.span() for match in _WORD.finditer(text)]
-        self._windows: dict[int, list[tuple[frozenset[str], tuple[int, int]]]] = {}
-
-    def nearest(self, name: str) -> tuple[float, tuple[int, int]]:
-        """How like the name the likest run of words is, from 0 to 1, and where it stands."""
-        folded = name.casefold()
-        at = self.folded.find(folded)
-        if at >= 0 and self._is_whole(at, at + len(folded)):
-            return 1.0, (at, at + len(folded))
-        grams, count = _bigrams(folded), len(_WORD.findall(name))
-        sizes = {max(1, count - 1), max(1, count), count + 1}
-        windows = [window for size in sizes for window in self._of(size)]
-        if not windows:
-            return 0.0, (0, 0)
-        shares = [2 * len(grams & own) / (len(grams) + len(own)) for own, _ in windows]
-        best = np.argsort(shares)[::-1][:3]
-        if shares[best[0]] < 0.25:
-            return float(shares[best[0]]), windows[best[0]][1]
-        spans = [windows[place][1] for place in best]
-        likeness = [alike(folded, self.folded[start:end]) for start, end in spans]
-        return max(likeness), spans[likeness.index(max(likeness))]
-
-    def _is_whole(self, start: int, end: int) -> bool:
-        before, after = self.folded[start - 1 : start], self.folded[end : end + 1]
-        return not (before.isalnum() or after.isalnum())
-
-    def _of(self, size: int) -> list[tuple[frozenset[str], tuple[int, int]]]:
-        if size not in self._windows:
-            ends = zip(self.spans, self.spans[size - 1 :], strict=False)
-            spans = [(first[0], last[1]) for first, last in ends]
-            self._windows[size] = [(_bigrams(self.folded[start:end]), (start, end)) for start, end in spans]
-        return self._windows[size]
-
-
-def readings(text: str) -> list[str]:
-    """The text, and its last sentence and last two: what comes before these may be about something else."""
-    ends = [m.end() for m in re.finditer(r"[.!?]['\")\]]?\s+(?=\S)|\n+", text)]
-    parts = [text[end:].strip() for end in reversed(ends) if len(_WORD.findall(text[end:])) > 1]
-    return list(dict.fromkeys([text, *parts[:2]]))
 
 
 # --- comparing ---
@@ -248,14 +141,20 @@ def _mean(encoded: Encoded, kept: Numbers) -> Numbers:
 
 
 def comparable(query: Encoded, words: Words, phrase: Phrase) -> bool:
-    """Whether a text may ask the same as a phrase at all: it names the subject, or is very like the whole phrase."""
+    """Whether a text may ask the same as a phrase at all: it names the subject, or is very like the whole phrase.
+
+    A subject that is no name, but some word of the phrase, tells too little for texts that are not alike at all.
+    """
     likeness, (start, end) = words.nearest(phrase.subject)
     whole, _, about = phrase.vectors.astype(np.float32)
-    if ALMOST <= likeness < 1.0 and _another_word(query, start, end, phrase.subject):
+    if not is_name(phrase.subject) and float(query.vector @ whole) < NEAR:
+        return False
+    window = query.text[start:end]
+    if ALMOST <= likeness < 1.0 and another_word(phrase.subject, window, _known(query, start, end)):
         return False
     if likeness == 1.0 or float(query.vector @ whole) >= CLOSE:
         return True
-    misspelt = least_alike(phrase.subject, query.text[start:end]) >= LEAST_ALIKE
+    misspelt = least_alike(phrase.subject, window) >= LEAST_ALIKE
     if not misspelt or likeness >= SPELT:
         return misspelt
     return float(_mean(query, _inside(query, start, end)) @ about) >= SUBJECT_CLOSE
@@ -280,12 +179,12 @@ def compared(query: Encoded, words: Words, phrase: Phrase) -> list[float]:
         least_alike(phrase.subject, window),
         max(float(_apart(one, subject) @ _apart(asked, about)) for one in _relations(query, start, end, begin)),
         float(subject @ about),
-        _strangers(rest, kept),
-        _shared_words(rest, _without(phrase.text, phrase.subject)),
+        strangers(rest, kept),
+        shared_words(rest, without(phrase.text, phrase.subject)),
         float(re.findall(r"\d+", window) != re.findall(r"\d+", phrase.subject)),
-        min(len(_WORD.findall(rest)) / 10, 3.0),
-        _goes_on(query.text, phrase.text),
-        _longer_name(query.text, start, end, phrase.text),
+        min(len(WORD.findall(rest)) / 10, 3.0),
+        goes_on(query.text, phrase.text),
+        longer_name(query.text, start, end, phrase.text),
     ]
 
 
@@ -296,60 +195,19 @@ def _relations(query: Encoded, start: int, end: int, begin: int) -> list[Numbers
     return [around, _mean(query, behind)] if behind.any() else [around]
 
 
-def _another_word(query: Encoded, start: int, end: int, subject: str) -> bool:
-    """Whether a word of the subject is spelt otherwise, as a word that the encoder knows: Austria is no Australia.
+def _known(query: Encoded, start: int, end: int) -> set[str]:
+    """The folded words between two characters that the encoder takes as they are, in one token.
 
-    Known are words that the encoder takes as they are, in one token; what is misspelt falls into pieces. Short ones are
-    not looked at: of those, errors make one another.
+    What is misspelt falls into pieces.
     """
-    own, whole = {word.casefold() for word in _WORD.findall(subject)}, set(map(tuple, query.spans.tolist()))
-    words = [(m.group().casefold(), m.span()) for m in _WORD.finditer(query.text, start, end)]
-    others = [word for word, span in words if word not in own and span in whole and len(word) >= TELLING]
-    return any(not _inflected(word, own) for word in others)
-
-
-def _inflected(word: str, others: Iterable[str]) -> bool:
-    """Whether a word is another one with a letter or two behind it, or without: Australian, cities."""
-    pairs = (sorted((word, other), key=len) for other in others)
-    return any(len(one) >= 4 and longer.startswith(one) and len(longer) - len(one) <= 2 for one, longer in pairs)
-
-
-def _longer_name(text: str, start: int, end: int, phrase: str) -> float:
-    """1 where what stands at a place is the beginning of a longer name, which the phrase does not have."""
-    names = (text[start:b] for a, b in _runs(text) if a <= start and b > end)
-    return float(any(name.casefold() not in phrase.casefold() for name in names))
-
-
-def _goes_on(text: str, phrase: str) -> float:
-    """1 where a text holds the phrase, and words behind it: then it may be answered already."""
-    found = re.search(re.escape(phrase.casefold()) + r"\b(?=.*\w)", text.casefold(), re.DOTALL)
-    return float(found is not None and bool(phrase.strip()))
+    whole = set(map(tuple, query.spans.tolist()))
+    return {folded(m.group()) for m in WORD.finditer(query.text, start, end) if m.span() in whole}
 
 
 def _apart(vector: Numbers, from_this: Numbers) -> Numbers:
     """What is left of a vector without its part along another, of length 1."""
     rest = vector - (vector @ from_this) * from_this
     return rest / max(float(np.linalg.norm(rest)), 1e-9)  # type: ignore[no-any-return]
-
-
-def _without(text: str, subject: str) -> str:
-    start, end = _place(text, subject)
-    return text[:start] + " " + text[end:]
-
-
-def _strangers(rest: str, words: Words) -> float:
-    """How many names, up to 2, a text has beside its subject that are not in the other text."""
-    names = [rest[start:end] for start, end in _runs(rest)]
-    return float(min(2, sum(words.nearest(name)[0] < 0.7 for name in names)))
-
-
-def _stems(text: str) -> set[str]:
-    return {word[:5] for word in map(str.lower, _WORD.findall(text)) if word not in _ASKING}
-
-
-def _shared_words(one: str, other: str) -> float:
-    left, right = _stems(one), _stems(other)
-    return len(left & right) / len(left | right) if left | right else 1.0
 
 
 # --- deciding ---

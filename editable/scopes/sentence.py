@@ -26,7 +26,8 @@ from editable.encoders import Encoder
 from editable.errors import InputError
 from editable.inputs import Batch, Request
 from editable.learn import Probe
-from editable.memory.scope import Candidate, Classifier, Encoded, Phrase, SentenceBook, readings
+from editable.memory.scope import Candidate, Classifier, Encoded, Phrase, SentenceBook
+from editable.memory.wording import readings
 from editable.routing import Part
 from editable.site import Site
 

@@ -10,7 +10,7 @@ import pytest
 
 from editable import datasets
 from editable.memory.scope import FEATURES, Classifier
-from editable.scope_data import KINDS, Pair, invented, misspelt, pairs, relations
+from editable.scope_data import KINDS, Pair, invented, misspelt, pairs, relations, variant
 from editable.scope_training import AGAINST, Compared, compare, held_out, save, train
 from editable.scopes import SentenceScope
 from editable.scopes.sentence import _classifier
@@ -41,6 +41,15 @@ def test_a_typing_error_is_one() -> None:
         assert abs(len(wrong) - len(name)) <= 1
         assert sum(a != b for a, b in zip(name, wrong, strict=False)) <= len(name)
     assert misspelt("Io", draw) == "Io"
+
+
+def test_a_name_is_written_otherwise() -> None:
+    draw = random.Random(0)
+    two, three = ({variant(name, draw) for _ in range(40)} for name in ("Tahar Bajjou", "Oscar Fingal Wilde"))
+    assert three == {"O. Fingal Wilde", "Fingal Wilde O", "Oscar F. Wilde", "Oscar Wilde"}
+    assert {"T. Bajjou", "Bajjou T"} < two
+    assert all(name.split()[0] == "Tahar" and name.split()[2] == "Bajjou" for name in two - {"T. Bajjou", "Bajjou T"})
+    assert [variant(name, draw) for name in ("Lima", "Apollo 11", "the Sea")] == ["Lima", "Apollo 11", "the Sea"]
 
 
 def toy() -> Compared:

@@ -14,11 +14,8 @@ from editable.memory.scope import (
     SentenceBook,
     comparable,
     compared,
-    find_subject,
-    least_alike,
-    readings,
 )
-from editable.memory.scope import Words as Found
+from editable.memory.wording import Words as Found
 from tests.words import Words
 
 ENCODER = Words()
@@ -63,63 +60,6 @@ def asked(made: SentenceBook, text: str, space: str | None = None) -> list[tuple
     """Slots and scores of the candidates that might be meant."""
     found = made.candidates(ENCODER.encode([text])[0], JUDGE, space)
     return [(one.slot, one.score) for one in found if one.score > 0]
-
-
-# ------------------------------------------------------------------------------------------------------ words
-
-
-@pytest.mark.parametrize(
-    ("text", "subject"),
-    [
-        ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux"),
-        ("Which company made Windows Embedded CE 6.0?", "Windows Embedded CE 6.0"),
-        ("In what year was the Lord of the Rings written", "Lord of the Rings"),
-        ("What is the twin city of Lyon? It is", "Lyon"),
-        ("the capital of peru", "capital"),
-        ("", ""),
-    ],
-)
-def test_the_subject_is_the_longest_name(text: str, subject: str) -> None:
-    start, end = find_subject(text)
-    assert text[start:end] == subject
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Who is Oscar?", ["Who is Oscar?"]),
-        ("It rained. Who is Oscar?", ["It rained. Who is Oscar?", "Who is Oscar?"]),
-        (
-            "It rained. Where does Oscar live? He lives in",
-            ["It rained. Where does Oscar live? He lives in", "He lives in", "Where does Oscar live? He lives in"],
-        ),
-        ("Category:Rivers\nOscar lives in", ["Category:Rivers\nOscar lives in", "Oscar lives in"]),
-        ("", [""]),
-    ],
-)
-def test_a_text_is_read_as_a_whole_and_from_its_last_sentences(text: str, expected: list[str]) -> None:
-    assert readings(text) == expected
-
-
-def test_a_name_is_found_where_it_stands() -> None:
-    assert Found("Who is Oscar Wilde?").nearest("oscar wilde") == (1.0, (7, 18))
-
-
-def test_a_misspelt_name_is_found() -> None:
-    likeness, (start, end) = Found("The home of Osacr Wilde is").nearest("Oscar Wilde")
-    assert (start, end) == (12, 23)
-    assert likeness == pytest.approx(10 / 11)
-
-
-def test_a_name_inside_another_word_is_none() -> None:
-    assert Found("formulated in 1990").nearest("INXS")[0] == 0.5  # "in"
-    assert Found("Iran's capital").nearest("Ira")[0] < 1.0
-
-
-def test_the_least_alike_word_tells_siblings_that_share_words() -> None:
-    assert least_alike("Costa Rican Football Federation", "Algerian Football Federation") < 0.5
-    assert least_alike("Graham Dorrans", "Graham Dobrans") == pytest.approx(6 / 7)
-    assert least_alike("Graham Dorrans", "") == 0.0
 
 
 # -------------------------------------------------------------------------------------------------- comparing
@@ -173,6 +113,17 @@ def test_a_name_spelt_otherwise_is_another_one_if_it_is_a_word(asked: str, subje
     about = read.tokens[(read.spans[:, 0] < end) & (read.spans[:, 1] > start)].mean(axis=0)  # as if it meant the same
     vectors = np.stack([ENCODER.encode(["else"])[0].vector, about, about / np.linalg.norm(about)])
     assert comparable(read, Found(asked), Phrase(f"who is {subject}", subject, vectors)) is may
+
+
+def test_a_subject_that_is_no_name_tells_nothing_of_texts_that_are_not_alike() -> None:
+    def may(text: str, prompt: str, subject: str) -> bool:
+        (query,) = ENCODER.encode([text])
+        return comparable(query, Found(text), phrase(prompt, subject))
+
+    prompt = "say seven eight nine lima"
+    assert not may("what colour is east and seven", prompt, "seven")
+    assert may("say eight and nine and seven", prompt, "seven")
+    assert may("what colour is east and Seven", prompt.replace("seven", "Seven"), "Seven")
 
 
 def test_numbers_and_names_beside_the_subject_are_noticed() -> None:
