@@ -289,18 +289,18 @@ class SentenceBook:
     @classmethod
     def empty(cls, width: int = 0, encoder: str = "") -> SentenceBook:
         """No phrase yet."""
-        words, numbers = Column.empty(object), Column.empty(np.int32)
         vectors, lost = Rows.empty(3, width, dtype=torch.float16), Rows.empty(2, dtype=torch.long)
-        columns = words, words, numbers, numbers, numbers, numbers
+        # Each of its own: columns of one store would be histories of one another.
+        columns = (Column.empty(kind) for kind in (object, object, np.int32, np.int32, np.int32, np.int32))
         return cls(encoder, vectors, *columns, Names(), Column.empty(np.bool_), lost, Neighbours.empty())
 
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def phrase(self, row: int) -> Phrase:
-        """One of its phrases."""
-        at = np.array([row])
-        return Phrase(self.text.take(at)[0], self.subject.take(at)[0], self.vectors.view[row].numpy())
+    def phrases(self, rows: Numbers) -> list[Phrase]:
+        """Those in some rows."""
+        vectors = self.vectors.view[torch.from_numpy(rows)].numpy()
+        return list(map(Phrase, self.text.take(rows), self.subject.take(rows), vectors))
 
     def rows_of(self, owner: str) -> list[int]:
         """The phrases of an edit; none once it is forgotten."""
@@ -349,7 +349,7 @@ class SentenceBook:
     def _judged(self, query: Encoded, rows: Numbers, classifier: Classifier) -> list[Candidate]:
         if not len(rows):
             return []
-        words, phrases = Words(query.text), [self.phrase(row) for row in rows.tolist()]
+        words, phrases = Words(query.text), self.phrases(rows)
         # Most are about something else, which a look at the words tells; the rest is computed for few.
         whole = cosines(self.vectors.view[torch.from_numpy(rows), 0], query.vector)
         able = np.array([comparable(query, words, phrase) for phrase in phrases])
@@ -359,13 +359,15 @@ class SentenceBook:
             scores[able] = classifier(np.array(features))
         return [
             Candidate(
-                self.leads_to(self.slot[row]),
-                str(self.names.names[self.owner[row]][1]),
+                self.leads_to(slot),
+                str(self.names.names[owner][1]),
                 float(cosine),
                 math.inf if phrase.text == query.text else float(score),
                 phrase.text,
             )
-            for row, phrase, score, cosine in zip(rows.tolist(), phrases, scores, whole, strict=True)
+            for slot, owner, phrase, score, cosine in zip(
+                self.slot.take(rows).tolist(), self.owner.take(rows).tolist(), phrases, scores, whole, strict=True
+            )
         ]
 
     def _seen(self, space: str | None) -> Numbers:

@@ -7,7 +7,7 @@ lie, so those measured here are real activations and keys made from them (`neigh
 another both lie). Changes must cost what they change, never what is there; versions must share what they have in
 common; and a reader must never wait.
 
-Parts (`--parts`, all by default), with each of `--counts` keys:
+Parts (`--parts`, all but the last by default), with each of `--counts` keys:
 
 - lookup    one lookup, hits and misses apart, beside one matrix product with cached norms and `torch.cdist`; all three
             in turn in one process; decisions compared with a plain loop over all keys
@@ -19,6 +19,7 @@ Parts (`--parts`, all by default), with each of `--counts` keys:
             with a plain loop over the version they came from
 - switch    one lookup with an index and without one, around the number of keys from which books have one
 - reopen    opening a log of `--reopen` edits, without the base model
+- sentences one look-up of a text in a book of sentences, and the encoder's forward before it
 
 Up to `--searched` keys each is placed by searching, with the radius that GRACE takes; in larger books keys come with
 known placements and half the neighbours' distance as radius. One torch thread, medians with 95 % bootstrap intervals.
@@ -26,6 +27,7 @@ The default takes about seven minutes; a million keys of width 1,536 take far lo
 
     editable bench memory
     editable bench memory --keys residual --parts lookup,room --counts 1000,10000
+    editable bench memory --parts sentences
     editable bench memory --counts 1000,10000,100000,1000000 --reopen 10000,100000 --seconds 60
 """
 
@@ -40,14 +42,14 @@ import torch
 
 from editable.benchmarks import bars, common, report
 from editable.benchmarks.insertion.setting import Part
-from editable.benchmarks.memory import forward, keys, lookup, readers, reopen, room, switch, writes
+from editable.benchmarks.memory import forward, keys, lookup, readers, reopen, room, sentences, switch, writes
 from editable.benchmarks.memory.books import filled
 from editable.benchmarks.memory.setting import Setting
 from editable.benchmarks.prompts import prompts, refuse_without_text
 
 COUNTS = "1000,10000,100000"
 OF_A_BOOK = {one.__name__.rpartition(".")[2]: one for one in (lookup, forward, writes, room, readers)}
-BY_THEMSELVES = {"switch": switch, "reopen": reopen}
+BY_THEMSELVES = {"switch": switch, "reopen": reopen, "sentences": sentences}
 PARTS = (*OF_A_BOOK, *BY_THEMSELVES)
 
 
@@ -61,7 +63,7 @@ def parts(text: str) -> list[str]:
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser, every = common.parser(__doc__, "memory"), ",".join(PARTS)
+    parser, every = common.parser(__doc__, "memory"), ",".join(PARTS[:-1])
     parser.add_argument("--parts", type=parts, default=every, help=f"comma-separated (default {every})")
     parser.add_argument("--counts", type=common.counts, default=COUNTS, help=f"numbers of keys (default {COUNTS})")
     parser.add_argument(

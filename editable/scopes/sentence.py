@@ -141,7 +141,7 @@ class SentenceScope:
     def _rivals(self, phrases: Sequence[Phrase], label: tuple[int, ...], space: str, book: SentenceBook) -> list[str]:
         if not len(book):
             return []
-        judge, read = _classifier(self.classifier), self._reads().encode([phrase.text for phrase in phrases])
+        judge, read = classifier_of(self.classifier), self._reads().encode([phrase.text for phrase in phrases])
         needed = judge.threshold(self.false_fire / STRICTER)
         found = [
             book.rivals(one, phrase.subject, judge, space, label, needed)
@@ -188,7 +188,7 @@ class SentenceScope:
         return list(zip(*made, strict=True))
 
     def _surest(self, texts: Sequence[str], book: SentenceBook, memo: dict[Any, Any]) -> dict[str, tuple[int, float]]:
-        needed = _classifier(self.classifier).threshold(self.false_fire)
+        needed = classifier_of(self.classifier).threshold(self.false_fire)
         found = {}
         for text, candidates in self._candidates(texts, book, memo).items():
             best = candidates[0] if candidates else None
@@ -197,7 +197,7 @@ class SentenceScope:
 
     def _candidates(self, texts: Sequence[str], book: SentenceBook, memo: dict[Any, Any]) -> dict[str, list[Candidate]]:
         """Of each text, surest first; everything that is not in the memo yet is encoded in one go."""
-        encoder, judge = self._reads(), _classifier(self.classifier)
+        encoder, judge = self._reads(), classifier_of(self.classifier)
         read: dict[str, Encoded] = memo.setdefault(encoder.digest, {})
         asked = {text: readings(text) for text in dict.fromkeys(texts)}
         new = [one for one in dict.fromkeys(one for own in asked.values() for one in own if one) if one not in read]
@@ -212,7 +212,7 @@ class SentenceScope:
         """The surest phrases: the classifier's chance that the text asks something else, and how large it may be."""
         if call.prompts is None:
             return []
-        needed = _classifier(self.classifier).threshold(self.false_fire)
+        needed = classifier_of(self.classifier).threshold(self.false_fire)
         text = call.prompts.text(0)
         best: dict[int, Candidate] = {}
         for one in self._candidates([text], book, call.prompts.memo)[text]:
@@ -250,7 +250,8 @@ def _text_of(prompt: Mapping[str, Tensor], probe: Probe) -> str:
 
 
 @cache
-def _classifier(path: str | None) -> Classifier:
+def classifier_of(path: str | None) -> Classifier:
+    """The weights at a path; None stands for those that are shipped."""
     if path is None:
         data = resources.files("editable.scopes").joinpath("classifier.safetensors").read_bytes()
     else:

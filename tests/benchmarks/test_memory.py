@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,19 @@ from torch import Tensor
 from editable import Edit
 from editable.adapters import GRACE
 from editable.benchmarks import common, memory
-from editable.benchmarks.memory import books, forward, keys, lookup, readers, reopen, room, scan, switch, writes
+from editable.benchmarks.memory import (
+    books,
+    forward,
+    keys,
+    lookup,
+    readers,
+    reopen,
+    room,
+    scan,
+    sentences,
+    switch,
+    writes,
+)
 from editable.benchmarks.memory.books import KINDS, PROBED, Filled
 from editable.benchmarks.memory.forward import Timed
 from editable.benchmarks.memory.keys import Real
@@ -29,8 +41,10 @@ from editable.benchmarks.report import Table
 from editable.datasets import Case, Question
 from editable.memory import index
 from editable.memory.radius import Codebook, Placed
-from tests.benchmarks.conftest import printed
+from editable.memory.scope import Phrase
+from tests.benchmarks.conftest import FACTS, printed
 from tests.families import PROMPTS, TARGETS, Loaded
+from tests.words import Words as WordsEncoder
 
 # --- keys ---
 
@@ -395,7 +409,7 @@ def test_every_part_on_a_tiny_model(
     which: str, tiny_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = "--counts 20,50 --searched 30 --repeats 1 --scans 2 --forwards 2 --writes 5 --seconds 0.4 --reopen 8"
-    parts = ",".join(name for name in memory.PARTS if name != "switch")  # thousands of keys as narrow as these
+    parts = ",".join(name for name in memory.PARTS if name not in ("switch", "sentences"))  # thousands of keys
     options = [*tiny_options, "--keys", which, *small.split(), "--reopen-rounds", "2", "--results", str(tmp_path)]
     memory.main([*options, "--parts", parts])
     found = printed(capsys)
@@ -434,3 +448,44 @@ def test_the_switch_is_looked_for_around_it(setting: Setting, monkeypatch: pytes
     assert list(part.timing) == [f"{count} keys" for count in (10, 20, 40, 80, 160, 320)]
     assert all(0 < one["low"] <= one["high"] for one in part.timing.values())
     assert "comes with 40 keys" in part.tables[0].title
+
+
+# --- sentences ---
+
+
+def test_a_made_phrase_is_near_a_real_one_and_about_somebody_else() -> None:
+    (read,) = WordsEncoder().encode(["The home of Oscar is"])
+    real = Phrase.of(read, "Oscar")
+    made = list(islice(sentences.made_phrases([real], seed=0), 20))
+    assert [one.text for one in made] == [f"The home of {one.subject} is" for one in made]
+    assert len({one.subject for one in made}) > 15
+    cosines = [float((one.vectors[0].astype(float) * real.vectors[0]).sum()) for one in made]
+    assert np.mean(cosines) == pytest.approx(1 / np.sqrt(1 + sentences.APART**2), abs=0.05)
+
+
+def test_books_of_sentences_grow_to_each_count() -> None:
+    cases = [Case(Edit(f"The home of {name} is", " x", subject=name)) for name in ("Oscar", "Maria", "Juliett")]
+    made = {count: len(book) for count, book in sentences._books(cases, [2, 5, 9], WordsEncoder(), seed=0)}
+    assert made == {2: 2, 5: 5, 9: 9}
+
+
+def test_the_part_of_sentences(
+    tiny_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("editable.encoders.load", lambda _: WordsEncoder())
+    options = ["--parts", "sentences", "--counts", "5,20", "--repeats", "1", "--results", str(tmp_path)]
+    memory.main([*tiny_options, *options])
+    found = printed(capsys)["timing"]["sentences"]
+    assert set(found) == {"5 phrases", "20 phrases", "encoder"}
+    assert found["20 phrases"]["rephrases"]["count"] == FACTS
+
+
+def test_the_largest_book_is_compared_with_the_first_of_a_thousand() -> None:
+    tails = {10: 1.0, 1000: 2.0, 10_000: 3.0, 100_000: 5.0}
+    found = {count: {"rephrases": Tail(p50, p50, p50, 1)} for count, p50 in tails.items()}
+    part = sentences.part(found, Tail(9.0, 9.0, 9.0, 1))
+    assert [(bar.figure, bar.value, bar.met) for bar in part.bars] == [
+        ("look-up of rephrases among 100000 phrases over 1000", 2.5, False)
+    ]
+    assert part.timing["encoder"]["p50_ms"] == 9.0
+    assert sentences.part({10: found[10]}, Tail(9.0, 9.0, 9.0, 1)).bars == []

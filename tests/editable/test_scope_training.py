@@ -13,7 +13,7 @@ from editable.memory.scope import FEATURES, Classifier
 from editable.scope_data import KINDS, Pair, invented, misspelt, pairs, relations, variant
 from editable.scope_training import AGAINST, Compared, compare, held_out, save, train
 from editable.scopes import SentenceScope
-from editable.scopes.sentence import _classifier
+from editable.scopes.sentence import classifier_of
 from tests.words import Words
 
 
@@ -78,7 +78,7 @@ def test_a_rate_is_kept_on_what_was_held_out() -> None:
 
 
 def test_no_feature_ever_speaks_against_its_sign() -> None:
-    shipped = _classifier(None)
+    shipped = classifier_of(None)
     signs = np.array([-1 if name in AGAINST else 1 for name in FEATURES])
     assert (shipped.weights["hidden"] * signs >= 0).all() and (shipped.weights["out"] >= 0).all()
     base = np.random.default_rng(0).uniform(0, 1, (200, len(FEATURES)))
@@ -89,7 +89,7 @@ def test_no_feature_ever_speaks_against_its_sign() -> None:
 
 
 def test_the_shipped_weights_fit_what_is_compared() -> None:
-    shipped = _classifier(None)
+    shipped = classifier_of(None)
     assert shipped.weights["mean"].shape == (len(FEATURES),)
     assert sum(weights.nbytes for weights in shipped.weights.values()) < 200_000
     assert shipped.threshold(SentenceScope().false_fire) < shipped.threshold(0.01)
@@ -100,5 +100,5 @@ def test_from_pairs_to_a_file(tmp_path: Path) -> None:
     assert data.features.shape == (len(data.pairs), len(FEATURES))
     classifier = train(data)
     save(classifier, tmp_path / "weights.safetensors")
-    again: Classifier = _classifier(str(tmp_path / "weights.safetensors"))
+    again: Classifier = classifier_of(str(tmp_path / "weights.safetensors"))
     assert again(data.features) == pytest.approx(classifier(data.features), abs=1e-3)

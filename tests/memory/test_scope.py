@@ -163,6 +163,14 @@ def test_a_rephrase_finds_its_edit_and_not_its_sibling() -> None:
     assert asked(made, "where does Juliett live") == []
 
 
+def test_adding_phrases_changes_nothing_that_was_there() -> None:
+    """Else a look-up would go through the whole history."""
+    made = book("where does Oscar live", "where does Maria live", "where does Juliett live")
+    columns = made.text, made.subject, made.slot, made.owner, made.label, made.space, made.live
+    assert [column.version.change for column in columns] == [None] * len(columns)
+    assert [one.text for one in made.phrases(np.array([2, 0]))] == ["where does Juliett live", "where does Oscar live"]
+
+
 def test_namespaces_may_be_asked_apart() -> None:
     made = book("where does Oscar live", "where does Oscar live", spaces="xy")
     assert {slot for slot, _ in asked(made, "where does Oscar live")} == {0, 1}

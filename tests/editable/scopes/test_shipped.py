@@ -8,7 +8,7 @@ import pytest
 from editable import encoders
 from editable.memory.scope import Phrase, SentenceBook
 from editable.scopes import SentenceScope
-from editable.scopes.sentence import _classifier
+from editable.scopes.sentence import classifier_of
 
 pytestmark = pytest.mark.real
 
@@ -38,7 +38,7 @@ def encoder() -> encoders.Encoder:
 def test_rephrases_fire_and_other_questions_do_not(encoder: encoders.Encoder) -> None:
     (edited,) = encoder.encode([SAME[0]])
     book = SentenceBook.empty().add([Phrase.of(edited, "Australia")], "a", 0, (1,), "default", encoder.digest)
-    judge = _classifier(None)
+    judge = classifier_of(None)
     needed = judge.threshold(SentenceScope().false_fire)
     fires = {
         read.text: any(one.score >= needed for one in book.candidates(read, judge))
