@@ -21,6 +21,7 @@ from editable.listing import described
 from editable.memory.log import Entry
 
 FAR = 8.0  # lengths of a row by which it is moved
+UNIT = 1e-2  # how near to 1 the length of a direction is, in float16
 DIRECTIONS = 16  # numbers a row needs at least to have room for directions that are nearly at right angles
 TOGETHER = 1000  # edits in one version
 
@@ -76,9 +77,16 @@ def _learned(em: EditableModel) -> list[Patch]:
 
 
 def moved(patch: Patch, edit_id: str, rng: np.random.Generator) -> Patch:
-    """The patch under another id, every row of its float tensors moved by FAR times its length."""
+    """The patch under another id, every row of its float tensors moved by FAR times its length.
+
+    Rows of length 1 are directions, and keep that length. Sentences are about the new id, and take nobody's place.
+    """
     tensors = {name: _far(tensor, rng) for name, tensor in patch.tensors.items()}
-    return Patch(edit_id, tensors, _unplaced(patch.meta))
+    meta = _unplaced(patch.meta)
+    if "texts" in meta:
+        texts = [f"{text} {edit_id}" for text in meta["texts"]]
+        meta |= {"texts": texts, "subjects": [edit_id] * len(texts), "placed": []}
+    return Patch(edit_id, tensors, meta)
 
 
 def _unplaced(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,8 +97,10 @@ def _far(tensor: Tensor, rng: np.random.Generator) -> Tensor:
     if not tensor.is_floating_point() or tensor.ndim == 0 or tensor.shape[-1] < DIRECTIONS:
         return tensor
     drawn = torch.from_numpy(rng.standard_normal(tensor.shape, dtype=np.float32))
-    away: Tensor = nn.functional.normalize(drawn, dim=-1) * tensor.float().norm(dim=-1, keepdim=True) * FAR
-    return (tensor + away).to(tensor.dtype)
+    lengths = tensor.float().norm(dim=-1, keepdim=True)
+    far = tensor + nn.functional.normalize(drawn, dim=-1) * lengths * FAR
+    directions = bool(((lengths - 1).abs() < UNIT).all())
+    return (nn.functional.normalize(far, dim=-1) if directions else far).to(tensor.dtype)
 
 
 def _about(patch: Patch) -> dict[str, Any]:

@@ -14,7 +14,9 @@ import torch
 from editable import Edit, EditableModel, Patch
 from editable.adapters import GRACE
 from editable.benchmarks import growth
+from editable.scopes import SentenceScope
 from tests.families import PROMPTS, TARGETS, Loaded
+from tests.words import Words
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -122,3 +124,23 @@ def test_bytes_of_an_editors_state_grow_with_its_edits(em: EditableModel) -> Non
     growth.grow(em, 200, rng())
     assert growth.tensor_bytes(growth.state_of(em)) > 200 * 64 * 4
     assert growth.tensor_bytes(GRACE().empty()) == 0
+
+
+def test_moved_sentences_stay_directions_and_are_about_the_new_edit() -> None:
+    phrases = torch.nn.functional.normalize(torch.randn(2, 3, 384), dim=-1).half()
+    meta = {"texts": ["a", "b"], "subjects": ["x", "x"], "space": "default", "placed": ["c"]}
+    moved = growth.moved(Patch("a", {"phrases": phrases}, meta), "new", rng())
+    assert moved.meta == {"texts": ["a new", "b new"], "subjects": ["new", "new"], "space": "default", "placed": []}
+    found = moved.tensors["phrases"].float()
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(2, 3), atol=1e-2, rtol=0)
+    assert float((found * phrases).sum(dim=-1).abs().max()) < 0.4  # an eighth, beside what is drawn
+
+
+def test_growing_a_memory_of_sentences_changes_no_answer(tiny: Loaded) -> None:
+    scope = SentenceScope(Words())
+    with closing(EditableModel(tiny.model, tiny.tokenizer, editor=GRACE(scope=scope))) as em:
+        em.edit([Edit(prompt, target) for prompt, target in zip(PROMPTS[:2], TARGETS[:2], strict=True)])
+        growth.grow(em, 40, rng())
+        assert [em.ask(prompt) for prompt in PROMPTS[:2]] == list(TARGETS[:2])
+        assert len(em.edits) == 40
+        assert growth.state_of(em).routes.book.lost.view.tolist() == []
