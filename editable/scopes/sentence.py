@@ -46,11 +46,15 @@ class SentenceScope:
             number with it, another question about the same subject, and unrelated texts, as many of each. Ordinary
             texts are much farther away. The less of it, the more rephrases are missed.
         classifier: path of weights made by `editable scope train`; None takes those that are shipped.
+        reach: cosine of sentences from which a text falls under the edit nearest to it even if the classifier says no.
+            So does a subject under another name, and what follows from an edit; and so do siblings, which is why it is
+            for effects that read the edit (SERAC), on memories of subjects that have little in common. None: never.
     """
 
     encoder: str | Encoder = "minilm"
     false_fire: float = 0.15
     classifier: str | None = None
+    reach: float | None = None
 
     reads_text: ClassVar[bool] = True
     margin: ClassVar[
@@ -61,6 +65,10 @@ class SentenceScope:
         if not 0 <= self.false_fire < 1:
             raise InputError(
                 f"SentenceScope.false_fire is {self.false_fire}, expected a share from 0 to 1, such as 0.15."
+            )
+        if self.reach is not None and not 0 < self.reach <= 1:
+            raise InputError(
+                f"SentenceScope.reach is {self.reach}, expected a cosine above 0 and up to 1, such as 0.5, or None."
             )
 
     def site(self, model: nn.Module, effect: Site) -> Site:  # noqa: ARG002
@@ -189,11 +197,21 @@ class SentenceScope:
 
     def _surest(self, texts: Sequence[str], book: SentenceBook, memo: dict[Any, Any]) -> dict[str, tuple[int, float]]:
         needed = classifier_of(self.classifier).threshold(self.false_fire)
-        found = {}
-        for text, candidates in self._candidates(texts, book, memo).items():
-            best = candidates[0] if candidates else None
-            found[text] = (best.slot, _share(best.score, needed)) if best is not None else (0, math.inf)
-        return found
+        read = self._candidates(texts, book, memo)
+        return {text: self._decided(candidates, needed) for text, candidates in read.items()}
+
+    def _decided(self, candidates: Sequence[Candidate], needed: float) -> tuple[int, float]:
+        """Slot and share of the surest candidate that is sure enough, else of the nearest in reach."""
+        if not candidates:
+            return 0, math.inf
+        share = _share(candidates[0].score, needed)
+        if share <= 1:
+            return candidates[0].slot, share
+        nearest = max(candidates, key=lambda one: (one.cosine, one.slot))
+        return nearest.slot, 1.0 if self._reaches(nearest) else math.inf
+
+    def _reaches(self, one: Candidate) -> bool:
+        return self.reach is not None and one.cosine >= self.reach
 
     def _candidates(self, texts: Sequence[str], book: SentenceBook, memo: dict[Any, Any]) -> dict[str, list[Candidate]]:
         """Of each text, surest first; everything that is not in the memo yet is encoded in one go."""
@@ -209,7 +227,10 @@ class SentenceScope:
         return found
 
     def consider(self, call: Call, rows: Tensor, book: SentenceBook, count: int) -> list[tuple[int, float, float, str]]:  # noqa: ARG002
-        """The surest phrases: the classifier's chance that the text asks something else, and how large it may be."""
+        """The surest phrases: the classifier's chance that the text asks something else, and how large it may be.
+
+        Of one that is only in reach, how far its cosine is from 1, and how far it may be.
+        """
         if call.prompts is None:
             return []
         needed = classifier_of(self.classifier).threshold(self.false_fire)
@@ -217,7 +238,12 @@ class SentenceScope:
         best: dict[int, Candidate] = {}
         for one in self._candidates([text], book, call.prompts.memo)[text]:
             best.setdefault(one.slot, one)
-        return [(one.slot, _doubt(one.score), _doubt(needed), _why(one, needed)) for one in list(best.values())[:count]]
+        return [(one.slot, *self._measured(one, needed)) for one in list(best.values())[:count]]
+
+    def _measured(self, one: Candidate, needed: float) -> tuple[float, float, str]:
+        if self.reach is not None and one.score < needed and self._reaches(one):
+            return 1 - one.cosine, 1 - self.reach, f"cosine {one.cosine:.3f}, in reach from {self.reach:g} on"
+        return _doubt(one.score), _doubt(needed), _why(one, needed)
 
 
 def _share(score: float, needed: float) -> float:

@@ -38,6 +38,11 @@ def edit(prompt: str, target: str, subject: str | None = "kilo november", **more
     return Edit(prompt, target, subject=subject, **more)
 
 
+def cosine(one: str, other: str) -> float:
+    left, right = SCOPE._reads().encode([one, other])
+    return float(left.vector @ right.vector)
+
+
 def test_a_rephrase_gets_the_answer_and_a_sibling_keeps_its_bits(loaded: Loaded, attach: Attach) -> None:
     base = loaded.logits([SIBLING])
     em = attach(loaded, EDITOR)
@@ -67,6 +72,29 @@ def test_texts_are_encoded_once_a_prefill_and_never_while_decoding(
     monkeypatch.setattr(Words, "encode", counted)
     loaded.generate([SIBLING, ASKED, REPHRASED], max_new_tokens=6, min_new_tokens=6)
     assert calls == [[SIBLING, ASKED, REPHRASED]]
+
+
+def test_what_is_in_reach_falls_under_the_nearest_edit(loaded: Loaded, attach: Attach) -> None:
+    unrelated = "green whiskey says no"
+    base = loaded.logits([unrelated])
+    em = attach(loaded, GRACE(scope=replace(SCOPE, reach=0.6)))
+    first = em.edit(edit(ASKED, " yankee west"))
+    em.edit(edit("who is mike", " echo", "mike"))
+    assert em.ask(SIBLING) == em.ask(REPHRASED) == em.ask(ASKED) == " yankee west"
+    assert em.ask("who is mike") == em.ask("who is oscar") == " echo"
+    assert torch.equal(loaded.logits([unrelated]), base)
+    explained = em.explain(SIBLING)
+    assert explained.fired == [first.id]
+    said = next(one.considered for one in explained.found if one.considered.fired)
+    assert said.needed == pytest.approx(0.4) and said.score == pytest.approx(1 - cosine(SIBLING, ASKED), abs=1e-3)
+    assert said.reason == "cosine 0.830, in reach from 0.6 on"
+
+
+@pytest.mark.parametrize("reach", [0.0, -0.5, 1.5])
+def test_a_reach_is_a_cosine(reach: float) -> None:
+    message = rf"SentenceScope.reach is {reach}, expected a cosine above 0 and up to 1, such as 0.5, or None\."
+    with pytest.raises(InputError, match=message):
+        SentenceScope(reach=reach)
 
 
 def test_rows_of_a_batch_are_read_one_by_one(loaded: Loaded, attach: Attach) -> None:
