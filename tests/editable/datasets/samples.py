@@ -97,6 +97,15 @@ UNKE = {
     "sub_question": ["In which town?", "In which house?"],
     "sub_answer": ["Ost.", "A mill."],
 }
+_RULER = {"prompt": "The ruler of {} is", "query": "Who is the ruler of {}?", "label": "ruler"}
+CONFLICTEDIT = {
+    "type": "coverage",
+    "triples": [{"relation": _RULER, "subject": {"label": "Ost"}, "object": {"label": "Kai Berg"}}],
+    "edits": [
+        {"relation": _RULER, "subject": {"label": place}, "object": {"label": old}, "new_object": {"label": new}}
+        for place, old, new in (("Ost", "Kai Berg", "Iva Rusk"), ("Ulm", "Orm", "Kai Berg"), ("Ost", "Iva Rusk", "Orm"))
+    ],
+}
 QAEDIT = {
     "id": 31,
     "source": "made",
@@ -132,6 +141,7 @@ FACTS = {
 
 RECORDS: Mapping[str, Mapping[str, Any]] = {
     "claims": CLAIM,
+    "conflictedit": CONFLICTEDIT,
     "counterfact": COUNTERFACT,
     "easyedit": EASYEDIT,
     "facts": FACTS,

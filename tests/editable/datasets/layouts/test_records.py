@@ -12,6 +12,7 @@ from editable.datasets import Case, DataError, Question, layouts, load
 from editable.datasets.record import Record
 from tests.editable.datasets.samples import (
     CLAIM,
+    CONFLICTEDIT,
     COUNTERFACT,
     EASYEDIT,
     FACTS,
@@ -131,6 +132,16 @@ def test_mquake_is_one_case_an_edit_and_asks_over_hops_after_the_last(tmp_path: 
         ("In which city was Kai Berg's faith founded?", (" Ost", " Ost City"), "multi-hop"),
         ("Where does the faith of Kai Berg come from?", (" Ost", " Ost City"), "multi-hop"),
     ]
+
+
+def test_conflictedit_keeps_the_last_answer_to_a_question_and_the_one_before(tmp_path: Path) -> None:
+    other, last = load(written(tmp_path, CONFLICTEDIT))
+    assert (other.edit.prompt, other.edit.target, other.before) == ("The ruler of Ulm is", " Kai Berg", " Orm")
+    assert (last.edit.prompt, last.edit.target, last.before) == ("The ruler of Ost is", " Orm", " Iva Rusk")
+    assert last.edit.subject == "Ost"
+    assert plain(last.rephrases) == [("Who is the ruler of Ost?", (" Orm",), "")]
+    with pytest.raises(DataError, match=r"field 'edits' is \[\] \(list\), expected at least one edit"):
+        load(written(tmp_path, {**CONFLICTEDIT, "edits": []}))
 
 
 def test_unke(tmp_path: Path) -> None:
