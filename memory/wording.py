@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
@@ -18,7 +18,8 @@ _WITHOUT_MEANING = (
 TELLING = 4  # letters of a word from which it is no accident that it is one
 JOINING = frozenset(_WITHIN_NAMES.split())
 ASKING = frozenset(_WITHOUT_MEANING.split())
-_SMALL = JOINING | ASKING
+_SMALL = JOINING | ASKING | {"i"}
+_ROMAN = re.compile("[IVXLCDM]+")
 
 
 def is_name(subject: str) -> bool:
@@ -76,11 +77,6 @@ def folded(text: str) -> str:
     return "".join(unicodedata.normalize("NFKD", letter)[0].lower()[0] for letter in text)
 
 
-def words_of(text: str) -> list[str]:
-    """Its words, folded."""
-    return WORD.findall(folded(text))
-
-
 def _bigrams(text: str) -> frozenset[str]:
     padded = f" {text} "
     return frozenset(padded[i : i + 2] for i in range(len(padded) - 1))
@@ -93,46 +89,49 @@ def alike(one: str, other: str) -> float:
 
 
 def is_initial(word: str) -> bool:
-    """Whether a folded word is one letter, and no word of that length."""
-    return len(word) == 1 and word.isalpha() and word not in _SMALL
+    """Whether a word is one capital letter, and no word of that length."""
+    return len(word) == 1 and word.isupper() and folded(word) not in _SMALL
 
 
 def begins(one: str, other: str) -> bool:
-    """Whether one of two folded words is the initial of the other."""
-    return one[0] == other[0] and (is_initial(one) or is_initial(other))
+    """Whether one of two words is the initial of the other, which is no number of a king."""
+    short, long = sorted((one, other), key=len)
+    return is_initial(short) and len(long) > 2 and folded(long[0]) == folded(short) and not _ROMAN.fullmatch(long)
 
 
 def least_alike(name: str, window: str) -> float:
     """How like the likest word of the window each word of a name is: the least of them.
 
-    An initial is like any word that it begins. Where the window has none, those of a name of at least two words more
-    do not count: they may be left out.
+    An initial is like any word that it begins. Where the window has none, those before the last word of a name of at
+    least two words more do not count: they may be left out.
     """
-    words = [word for word in words_of(name) if word not in JOINING]
-    there = words_of(window)
+    words = [word for word in WORD.findall(name) if folded(word) not in JOINING]
+    there = WORD.findall(window)
     in_full = [word for word in words if not is_initial(word)]
     if len(in_full) > 1 and not any(map(is_initial, there)):
-        words = [word for word in words if word in in_full or any(begins(word, other) for other in there)]
+        words = [*(word for word in words[:-1] if not is_initial(word)), words[-1]]
     return min((_likest(word, there) for word in words), default=0.0)
 
 
-def _likest(word: str, others: Collection[str]) -> float:
-    same = word in others or any(begins(word, other) for other in others)
-    return 1.0 if same else max((alike(word, other) for other in others), default=0.0)
+def _likest(word: str, others: Sequence[str]) -> float:
+    own, there = folded(word), [folded(other) for other in others]
+    same = own in there or any(begins(word, other) for other in others)
+    return 1.0 if same else max((alike(own, other) for other in there), default=0.0)
 
 
 def another_word(name: str, window: str, known: Collection[str]) -> bool:
     """Whether a word of a name stands in the window as another word that is known: Austria is no Australia.
 
     Short ones are not looked at: of those, errors make one another. A name that is there in full, with a word or two
-    more in between, is that name.
+    more in between, is that name. `known` words are folded.
     """
-    own, there = set(words_of(name)), words_of(window)
-    in_full = {word for word in own if not is_initial(word)}
-    if len(in_full) > 1 and in_full <= set(there):
+    words = WORD.findall(name)
+    own, there = set(map(folded, words)), {folded(word): word for word in WORD.findall(window)}
+    in_full = {folded(word) for word in words if not is_initial(word)}
+    if len(in_full) > 1 and in_full <= there.keys():
         return False
-    others = (word for word in there if word not in own and word in known and len(word) >= TELLING)
-    return any(not (inflected(word, own) or any(begins(one, word) for one in own)) for word in others)
+    others = [word for word in there if word not in own and word in known and len(word) >= TELLING]
+    return any(not (inflected(word, own) or any(begins(one, there[word]) for one in words)) for word in others)
 
 
 class Words:
@@ -213,7 +212,7 @@ def strangers(rest: str, words: Words) -> float:
 
 
 def _stems(text: str) -> set[str]:
-    return {word[:5] for word in words_of(text) if word not in ASKING}
+    return {word[:5] for word in WORD.findall(folded(text)) if word not in ASKING}
 
 
 def shared_words(one: str, other: str) -> float:

@@ -84,6 +84,8 @@ def test_folding_keeps_every_letter_in_its_place() -> None:
         ("Nicholas V Passalacqua", "Nicholas Passalacqua", 1.0),  # and may be left out
         ("Nicholas V Passalacqua", "Nicholas W Passalacqua", 0.0),  # but not for another one
         ("Malcolm X", "Malcolm", 0.0),  # or where little would be left
+        ("King Henry V", "King Henry VIII", 1 / 4),  # numbers of kings
+        ("Sorry Sinatras", "who's on first", 1 / 5),  # no capital
         ("Plan A", "Plan Anton", 1 / 4),  # a is a word: one letter of four
     ],
 )
