@@ -291,8 +291,10 @@ class SentenceBook:
         """No phrase yet."""
         vectors, lost = Rows.empty(3, width, dtype=torch.float16), Rows.empty(2, dtype=torch.long)
         # Each of its own: columns of one store would be histories of one another.
-        columns = (Column.empty(kind) for kind in (object, object, np.int32, np.int32, np.int32, np.int32))
-        return cls(encoder, vectors, *columns, Names(), Column.empty(np.bool_), lost, Neighbours.empty())
+        texts, subjects = Column.empty(object), Column.empty(object)
+        slots, owners, labels, spaces = (Column.empty(np.int32) for _ in range(4))
+        live, near = Column.empty(np.bool_), Neighbours.empty()
+        return cls(encoder, vectors, texts, subjects, slots, owners, labels, spaces, Names(), live, lost, near)
 
     def __len__(self) -> int:
         return len(self.vectors)
