@@ -12,7 +12,7 @@ FULLEST = 2 / 3  # of its places the table may fill: the emptier it is, the soon
 class Names:
     """Shared by all versions of a book: a number is never given out twice. One writer, any number of readers.
 
-    A table of numbers beside the list of names, open addressing, takes a seventh of what a dictionary of both does.
+    A table of numbers beside the list of names, open addressing, takes less than half of what a dictionary does.
     """
 
     def __init__(self) -> None:

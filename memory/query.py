@@ -49,30 +49,23 @@ class Queries:
     def __getitem__(self, place: int) -> Query:
         return Query(self, place)
 
-    def near(self, vectors: Tensor, keys: SparseRows, distance: float) -> Iterator[tuple[int, Numbers | None]]:
+    def near(self, vectors: Tensor, keys: SparseRows, distance: float) -> Iterator[tuple[Query, Numbers | None]]:
         """Which of the vectors (m, features) may lie within that distance of any key; and of which, if of few.
 
         The rows are None where they have to be asked for.
         """
         if self.index.cells is not None:
-            yield from ((place, None) for place in range(len(vectors)))
+            yield from ((self[place], None) for place in range(len(vectors)))
             return
         pending = keys.slice(len(self.index), self.count).numpy()
         for place, vector in enumerate(vectors.numpy()):
-            rows = below(self[place].latest_squares, self.slack(place)(distance) ** 2)
+            query = self[place]
+            rows = below(query.latest_squares, query.slack(distance) ** 2)
             if len(pending):
                 unknown = may_be_within(squares(vector, pending), distance, len(vector))
                 rows = np.concatenate([rows, len(self.index) + unknown])
             if len(rows):
-                yield place, rows if len(rows) <= FEW else None
-
-    def slack(self, place: int) -> Slack:
-        """What coarse sketches leave open."""
-        return Slack.of(self.features, self.size(place), self.sketched.errors[place])
-
-    def size(self, place: int) -> float:
-        """No coarse sketch is longer, neither of a key nor of one of the vectors."""
-        return max(math.sqrt(self.sketched.lengths[place]), self.index.size)
+                yield query, rows if len(rows) <= FEW else None
 
 
 @dataclass(frozen=True)
@@ -166,13 +159,17 @@ class Query:
     @cached_property
     def slack(self) -> Slack:
         """What coarse sketches leave open."""
-        return self.queries.slack(self.place)
+        return Slack.of(self.queries.features, self.size, self.queries.sketched.errors[self.place])
 
     @cached_property
     def fine_slack(self) -> Slack:
         """What both sketches leave open."""
-        size = self.queries.size(self.place)
-        return Slack.of(self.queries.features, size, self._fine_sketch[1], fine=True)
+        return Slack.of(self.queries.features, self.size, self._fine_sketch[1], fine=True)
+
+    @property
+    def size(self) -> float:
+        """No coarse sketch is longer, neither of a key nor of the vector."""
+        return max(math.sqrt(self.queries.sketched.lengths[self.place]), self.index.size)
 
     @cached_property
     def pending(self) -> Numbers:

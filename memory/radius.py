@@ -175,10 +175,10 @@ class Codebook:
     def _found_by_index(self, index: Index, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
         """Most distances not measured; most queries are near no ball, which is soon told of all together."""
         asked, found = index.queries(queries, len(self)), _Found.nothing(len(queries))
-        for place, rows in asked.near(queries, self.keys, self.widest):
-            query = queries[place]
-            few = self._rivals(query, asked[place], space) if rows is None else rows
-            found.put(place, *self._decided(query, few, space))
+        for bounds, rows in asked.near(queries, self.keys, self.widest):
+            query = queries[bounds.place]
+            few = self._rivals(query, bounds, space) if rows is None else rows
+            found.put(bounds.place, *self._decided(query, few, space))
         return found.tensors
 
     def _rivals(self, query: Tensor, bounds: Query, space: str | None) -> Numbers:
