@@ -197,8 +197,19 @@ class GRACE:
 
 def _write(call: Call, rows: Tensor, state: Entries) -> Tensor:
     """Put each row's value where it is due."""
+    if call.ordinal is None:
+        return _answered(call, rows, state)
     found = routing.due(call, rows, state.routes)
     if found is None:
         return rows
     values, due = state.at(*found)  # (batch, positions, features)
     return torch.where(due[..., None], values.to(rows.dtype), rows)
+
+
+def _answered(call: Call, rows: Tensor, state: Entries) -> Tensor:
+    """The same where inputs are no tokens: an edit has one value, and it is due wherever its row is read."""
+    decision = call.decision
+    if decision is None or routing.nowhere(decision["hit"]):
+        return rows
+    values = state.first(decision["slot"])[:, None]  # (batch, 1, features)
+    return torch.where(decision["hit"][:, None, None], values.to(rows.dtype), rows)

@@ -107,7 +107,7 @@ class Call:
     def at_key(self, rows: Tensor, lag: int = 0) -> Tensor:
         """(batch, features) of `rows` at the key token, or `lag` tokens before it; the mean where not tokens."""
         if self.key is None or not self.is_sequence(rows):
-            return rows.mean(dim=1)
+            return rows[:, 0] if rows.shape[1] == 1 else rows.mean(dim=1)
         return rows[torch.arange(len(rows), device=rows.device), (self.key - lag).clamp_min(0)]
 
 

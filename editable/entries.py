@@ -74,6 +74,10 @@ class Entries:
         gone = np.concatenate([np.empty(0, np.int64), *values])
         return replace(self, routes=self.routes.forget(scope, edit_ids), values=self.values.let_go(gone))
 
+    def first(self, slot: Tensor) -> Tensor:
+        """(batch, features) the first value of each row's edit, whose slots are (batch,)."""
+        return self.values.at(self.spans.on(slot.device)[slot, 0])
+
     def at(self, slot: Tensor, offset: Tensor, due: Tensor) -> tuple[Tensor, Tensor]:
         """The value of each position that has one.
 

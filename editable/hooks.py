@@ -111,8 +111,8 @@ class Hooks:
         )
         if self._seq2seq:
             self._put_on_encoder(self.model.get_encoder())  # type: ignore[operator]
-        for placement in _registration_order(self.placements):
-            self._handles.append(self._put_on_site(placement))
+        for placements in _by_place(self.placements):
+            self._handles.append(self._put_on_place(placements))
         if hasattr(self.model, "generate"):
             self.model.generate = GenerateInPlace(self)  # type: ignore[assignment]
         for packed in PACKING:
@@ -126,10 +126,11 @@ class Hooks:
         self._handles.append(encoder.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
         self._handles.append(encoder.register_forward_hook(leave, always_call=True))
 
-    def _put_on_site(self, placement: Placement) -> RemovableHandle:
-        module = self.model.get_submodule(placement.site.path)
-        act = torch.compiler.disable(functools.partial(self.act, placement))
-        if placement.site.side == "input":
+    def _put_on_place(self, placements: Sequence[Placement]) -> RemovableHandle:
+        """One hook for all that happens at one side of one module."""
+        module = self.model.get_submodule(placements[0].site.path)
+        act = torch.compiler.disable(functools.partial(self.act, placements))
+        if placements[0].site.side == "input":
             return module.register_forward_pre_hook(_InputHook(act), with_kwargs=True)
         # prepend: captured hidden states and the user's own hooks get to see the edited value.
         return module.register_forward_hook(_OutputHook(act), prepend=True, with_kwargs=True)
@@ -226,28 +227,32 @@ class Hooks:
         labels = arguments.get("labels")
         return shift(labels=labels) if shift is not None and labels is not None else None
 
-    def act(self, placement: Placement, activation: Any, fed: Any = None) -> Any:
-        """Let one editor act at one site, whose module was `fed` something; None where nothing changes."""
+    def act(self, placements: Sequence[Placement], activation: Any, fed: Any = None) -> Any:
+        """Let editors act one after another, where a module was `fed` something; None where nothing changes."""
         call = self.call.get()
         if call is None:
             return None
-        state = call.snapshot.states.get(placement.editor)
-        if state is None:
-            return None
-        call.fed = fed
+        call.fed, edited = fed, activation
+        for placement in placements:
+            state = call.snapshot.states.get(placement.editor)
+            if state is not None:
+                edited = self._timed(call, placement, state, edited)
+        return None if edited is activation else edited
+
+    def _timed(self, call: Call, placement: Placement, state: Any, activation: Any) -> Any:
         if call.timer is None:
             return self._edited(call, placement, state, activation)
         mark = call.timer.enter()
-        changed = self._edited(call, placement, state, activation)
+        edited = self._edited(call, placement, state, activation)
         call.timer.leave(mark, placement.editor, placement.site.path)
-        return changed
+        return edited
 
     def _edited(self, call: Call, placement: Placement, state: Any, activation: Any) -> Any:
         rows = placement.site.read(activation)
         call.editor, call.role = placement.editor, placement.role
         self._explain(call, rows, state)
         edited = self.editors[placement.editor].apply(call, rows, state)
-        return None if edited is rows else placement.site.write(activation, edited)
+        return activation if edited is rows else placement.site.write(activation, edited)
 
     def _explain(self, call: Call, rows: torch.Tensor, state: Any) -> None:
         explained, editor = self._explained.get(), self.editors[call.editor]
@@ -323,11 +328,12 @@ def _has_compiled_forward(model: nn.Module) -> bool:
     return bool(_debug_get_cache_entry_list(code))
 
 
-def _registration_order(placements: Sequence[Placement]) -> list[Placement]:
-    """Output hooks are put in front of one another, so the last registered acts first."""
-    inputs = [p for p in placements if p.site.side == "input"]
-    outputs = [p for p in placements if p.site.side == "output"]
-    return inputs + outputs[::-1]
+def _by_place(placements: Sequence[Placement]) -> list[list[Placement]]:
+    """Those at the same side of the same module together, in order."""
+    places: dict[tuple[str, str], list[Placement]] = {}
+    for placement in placements:
+        places.setdefault((placement.site.path, placement.site.side), []).append(placement)
+    return list(places.values())
 
 
 def _device(arguments: Mapping[str, Any]) -> torch.device:

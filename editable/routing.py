@@ -364,8 +364,8 @@ def _lags(call: Call, rows: Tensor, scope: Scope, routes: Routes) -> tuple[list[
 
 def _decision(call: Call, rows: Tensor, routes: Routes, slot: Tensor, share: Tensor, lag: int) -> Decision:
     """The edit (batch,), how deep in its scope, the key token's ordinal, and the answer tokens seen after it."""
-    origin = torch.zeros_like(slot)
-    said = slot.new_full((len(slot), routes.longest + 1), -1)
+    nothing = routes.undecided(len(slot), slot.device)
+    origin, said = nothing["origin"], nothing["said"]
     if call.key is not None and call.is_sequence(rows):
         ordinal = call.ordinals(rows)
         origin = ordinal.gather(1, (call.key - lag).clamp_min(0)[:, None])[:, 0]

@@ -38,18 +38,26 @@ def squares(query: Numbers, keys: Numbers) -> Numbers:
 
     From differences, too, but summed in another order; by one call that reads memory as fast as it comes.
     """
-    return squares_of_runs(query, keys, [0], [len(keys)])
+    found = np.empty(len(keys), np.float32)
+    _measure(found, np.ascontiguousarray(query), keys)
+    return found
 
 
 def squares_of_runs(query: Numbers, keys: Numbers, starts: Sequence[int], stops: Sequence[int]) -> Numbers:
     """The same to those keys alone that lie in some runs, one after another."""
-    library, query, done = faiss(), np.ascontiguousarray(query), 0
+    query, done = np.ascontiguousarray(query), 0
     found = np.empty(sum(stops) - sum(starts), np.float32)
     for start, stop in zip(starts, stops, strict=True):
-        into, read = library.swig_ptr(found[done:]), library.swig_ptr(keys[start:stop])
-        library.fvec_L2sqr_ny(into, library.swig_ptr(query), read, keys.shape[1], stop - start)
+        _measure(found[done:], query, keys[start:stop])
         done += stop - start
     return found
+
+
+def _measure(found: Numbers, query: Numbers, keys: Numbers) -> None:
+    """Put the squared distances of query (features,) to keys (n, features) into the first n of `found`."""
+    library = faiss()
+    into, asked, read = map(library.swig_ptr, (found, query, keys))
+    library.fvec_L2sqr_ny(into, asked, read, keys.shape[1], len(keys))
 
 
 def may_be_within(squared: Numbers, distance: float, features: int) -> Numbers:
@@ -62,4 +70,4 @@ def below(squared: Numbers, far: float) -> Numbers:
     """Which of them (n,) are not above `far`; what is no number may be anywhere."""
     if squared.min(initial=np.inf) > far:  # mostly so, and sooner told
         return np.empty(0, np.int64)
-    return np.flatnonzero(~(squared > far))
+    return (~(squared > far)).nonzero()[0]

@@ -165,12 +165,17 @@ class Codebook:
 
     def _found_by_scan(self, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
         """Measured is what may be as near as the widest ball is wide: small books."""
-        keys, found = self.keys.view.numpy(), _Found.nothing(len(queries))
-        for place, query in enumerate(queries):
-            near = may_be_within(squares(query.numpy(), keys), self.widest, keys.shape[1])
+        keys, found = self._scanned, _Found.nothing(len(queries))
+        for place, query in enumerate(queries.numpy()):
+            near = may_be_within(squares(query, keys), self.widest, keys.shape[1])
             if len(near):
-                found.put(place, *self._decided(query, near, space))
+                found.put(place, *self._decided(queries[place], near, space))
         return found.tensors
+
+    @cached_property
+    def _scanned(self) -> Numbers:
+        """(n, features) all keys of a small book."""
+        return self.keys.view.numpy()
 
     def _found_by_index(self, index: Index, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
         """Most distances not measured; most queries are near no ball, which is soon told of all together."""
@@ -195,7 +200,7 @@ class Codebook:
         """The nearest ball of rows (k,) to query (features,), and the distance as a share of its radius, or inf."""
         rows = self._balls(rows, space)
         row, distance = _latest_nearest(rows, self._measured(query, rows))
-        around = self.column.take(np.array([row]), "radius")[0] if row >= 0 else -math.inf
+        around = np.float32(self.life(row).radius if row >= 0 else -math.inf)
         if distance > around:
             return 0, math.inf
         return row, float(distance / np.maximum(around, np.finfo(np.float32).tiny))
@@ -232,7 +237,7 @@ class Codebook:
     def _nearest_by_scan(self, query: Tensor, within: float, rows: Numbers) -> tuple[int, float]:
         if not len(rows):
             return -1, math.inf
-        apart = squares(query.numpy(), self.keys.view.numpy())[rows]
+        apart = squares(query.numpy(), self._scanned)[rows]
         likely = float(self._measured(query, rows[[apart.argmin()]])[0])
         near = rows[may_be_within(apart, min(likely, within), len(query))]
         row, least = _latest_nearest(near, self._measured(query, near))

@@ -13,6 +13,7 @@ import os
 import tempfile
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO
 
 import numpy as np
@@ -135,7 +136,7 @@ class Rows:
         """Where they are."""
         return self.buffer.data.device
 
-    @property
+    @cached_property
     def view(self) -> Tensor:
         """(length, *row shape), sharing the buffer; do not write into it."""
         return self.buffer.data[: self.length]
