@@ -29,7 +29,7 @@ from editable.editor import Call, Considered
 from editable.entries import Entries
 from editable.errors import InputError
 from editable.inputs import Batch, Request
-from editable.learn import Capture, Probe, at_answers, at_columns, shortfall
+from editable.learn import Probe, at_answers, at_columns, shortfall
 from editable.routing import Routes, Scope
 from editable.scopes.ball import BallScope
 from editable.site import Site, block_paths, classifier_head, down_projection, find_module, writes_text
@@ -136,26 +136,64 @@ class GRACE:
     # Learning
 
     def learn(self, requests: Sequence[Request], state: Entries, probe: Probe) -> tuple[Entries, list[Patch]]:
-        """One forward for all keys and warm starts, then every value by itself."""
-        sites = self.sites(probe.model)
-        batch = probe.reader.batch(requests)
-        seen = probe.capture(batch, list(sites.values()))
-        parts = self._scope.learn(requests, batch, sites["key"], seen.rows[sites["key"]], probe)
-        values = self._learn_values(batch, seen, sites["value"], probe)
+        """One forward for all keys, or none where the scope reads text; then every value by itself."""
+        sites, batch = self.sites(probe.model), probe.reader.batch(requests)
+        prompts = batch.select(batch.firsts)  # values are learned on these; rephrases share them
+        values = self._of_tokens(prompts, sites["value"], probe)
+        looks = values is None or not self._scope.reads_text
+        seen = probe.capture(batch, list(sites.values())).rows if looks else {}
+        parts = self._scope.learn(requests, batch, sites["key"], seen.get(sites["key"]), probe)
+        if values is None:
+            values = self._from_there(prompts, seen[sites["value"]][batch.firsts], sites["value"], probe)
         patches = []
         for request, part, own in zip(requests, parts, values, strict=True):
             state, patch = state.enter(self._scope, routing.part_of(request, part, {"values": own}), own.device)
             patches.append(patch)
         return state, patches
 
-    def _learn_values(self, batch: Batch, seen: Capture, site: Site, probe: Probe) -> list[Tensor]:
-        """Values (k, features) of each request, learned on its prompt; rephrases share them."""
-        first = torch.tensor([int((batch.requests == r).nonzero()[0]) for r in range(int(batch.requests.max()) + 1)])
-        first = first.to(batch.requests.device)
-        prompts, rows = batch.select(first), seen.rows[site][first]
+    def _of_tokens(self, prompts: Batch, site: Site, probe: Probe) -> list[Tensor] | None:
+        """Values (k, features) of each request, a token's being the same after any prompt.
+
+        None where values have to begin at the model's own activations.
+        """
+        due = prompts.answers != -100  # (requests, longest answer)
+        tokens, which = prompts.answers[due].unique(return_inverse=True)
+        start = None if self.values == "single" else probe.towards(tokens, site)
+        if start is None:
+            return None
+        if probe.reader.end is not None:
+            ends = tokens == probe.reader.end
+            start = torch.where(ends[:, None], self._ending(probe.reader.end, site, probe), start)
+        found = self._saying(tokens, start, site, probe)
+        return list(found[which].split(due.sum(dim=1).tolist()))
+
+    def _ending(self, token: int, site: Site, probe: Probe) -> Tensor:
+        """(1, features) the value of the token that ends every answer; learned once."""
+
+        def learned(_model: nn.Module) -> Tensor:
+            end = torch.tensor([token], device=probe.reader.device)
+            start = probe.towards(end, site)
+            assert start is not None
+            return self._saying(end, start, site, probe)
+
+        return probe.residents.get(f"{self!r} {token}", learned, lambda _: True)
+
+    def _from_there(self, prompts: Batch, rows: Tensor, site: Site, probe: Probe) -> list[Tensor]:
+        """Values that begin at the activations rows (requests, positions, features)."""
         if self.values == "single" and prompts.columns is not None:
             return list(self._single(prompts, rows, site, probe)[:, None])
-        return self._per_token(prompts, rows, site, probe)
+        due = prompts.answers != -100
+        found = self._saying(prompts.answers[due], at_answers(rows, prompts), site, probe)
+        return list(found.split(due.sum(dim=1).tolist()))
+
+    def _saying(self, tokens: Tensor, start: Tensor, site: Site, probe: Probe) -> Tensor:
+        """(n, features) from which tokens (n,) are said, or labels, each as near to its start as they are found."""
+        tail = probe.tail(site)
+
+        def loss(values: Tensor, which: Tensor) -> Tensor:
+            return shortfall(tail(values), tokens[which], self.probability)
+
+        return probe.descend(loss, start, self.steps)
 
     def _single(self, prompts: Batch, rows: Tensor, site: Site, probe: Probe) -> Tensor:
         assert prompts.columns is not None
@@ -165,16 +203,6 @@ class GRACE:
             return shortfall(replay(values, which), prompts.answers[which], self.probability).sum(dim=1)
 
         return probe.descend(loss, at_columns(rows, prompts.columns[:, 0]), self.steps, chunk=32)
-
-    def _per_token(self, prompts: Batch, rows: Tensor, site: Site, probe: Probe) -> list[Tensor]:
-        due = prompts.answers != -100  # (requests, longest answer)
-        start, targets, tail = at_answers(rows, prompts), prompts.answers[due], probe.tail(site)
-
-        def loss(values: Tensor, which: Tensor) -> Tensor:
-            return shortfall(tail(values), targets[which], self.probability)
-
-        found = probe.descend(loss, start, self.steps)
-        return list(found.split(due.sum(dim=1).tolist()))
 
     # The edit set
 

@@ -76,6 +76,18 @@ class Batch:
         mask = self.arguments.get("attention_mask")
         return None if mask is None or "input_ids" not in self.arguments else mask.sum(dim=1) - 1
 
+    @property
+    def firsts(self) -> Tensor:
+        """(requests,) the row of each request's prompt, which its rephrases follow."""
+        later = self.requests[1:] == self.requests[:-1]
+        return torch.cat([later.new_zeros(min(1, len(self))), later]).logical_not().nonzero()[:, 0]
+
+    def alike(self, other: Batch) -> bool:
+        """Whether a model is asked the same by both."""
+        both = zip(self.arguments.items(), other.arguments.items(), strict=False)
+        same = len(self.arguments) == len(other.arguments)
+        return same and all(one[0] == two[0] and torch.equal(one[1], two[1]) for one, two in both)
+
     def select(self, rows: Tensor) -> Batch:
         """Only those rows, in that order."""
         return Batch(

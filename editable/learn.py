@@ -26,9 +26,9 @@ from editable.edit import ModelInput
 from editable.errors import SiteError
 from editable.hooks import Inert
 from editable.inputs import Arguments, Batch, Reader
-from editable.prompt import HEADED
 from editable.resident import Residents
 from editable.site import Site, block_paths, classifier_head
+from editable.taps import changing, collecting, only_at, putting, skipping, watching
 
 CHUNK = 512  # vectors that go through the vocabulary head at once; bounds memory to CHUNK x vocabulary
 
@@ -118,23 +118,73 @@ class Probe:
         self._spreads: dict[Site, float] = {}
         self._unrelated: dict[Site, Tensor] = {}
         self._said: Batch | None = None
-        self._tuples: dict[str, int] = {}  # block to the length of the tuple its forward gives; 0 for a tensor
+        self._captured: tuple[Batch, Any] | None = None  # what was captured last behind the last block
+        self._centre: Tensor | None = None  # (features,) what all rows of the unembedding have in common
+        self._samples: dict[str, Any] = {}  # block to what its forward gives for one token
 
     def capture(self, batch: Batch, sites: Sequence[Site]) -> Capture:
         """One unedited forward over the batch: the rows at each site, and the logits at the answer positions."""
         seen: dict[Site, Any] = {}
         with ExitStack() as stack, torch.no_grad():
             for site in set(sites):
-                stack.enter_context(_watching(self.model, site, seen))
+                stack.enter_context(watching(self.model, site, seen))
             logits = self.logits(batch)
+        if self.reader.text and (last := Site(block_paths(self.model)[-1])) in seen:
+            self._captured = batch, seen[last]
         return Capture({site: site.read(activation) for site, activation in seen.items()}, logits)
 
     def logits(self, batch: Batch) -> Tensor:
         """(batch, longest answer, vocabulary) of a forward over the batch, computed at the answer positions only."""
         if batch.columns is None:
             return _logits_of(self.model(**batch.arguments)).unsqueeze(1)
-        with _only_at(self.model.get_output_embeddings(), batch.columns):  # type: ignore[operator]
+        with only_at(self.model.get_output_embeddings(), batch.columns):  # type: ignore[operator]
             return _logits_of(self.model(**batch.arguments, use_cache=False))
+
+    def logits_behind(self, batch: Batch) -> Tensor:
+        """What `logits` gives, where nothing acts before the last block has given its output: mostly runs no block.
+
+        Blocks give what they gave when this very batch was captured last, if it was, and NaN otherwise. Answers that
+        are numbers even so do not depend on what blocks say; rows with others are run as they are.
+        """
+        if batch.columns is None or self.reader.seq2seq:
+            return self.logits(batch)
+        blocks = block_paths(self.model)
+        with skipping(self.model, dict.fromkeys(blocks, self._given(batch, blocks[-1]))):
+            logits = self.logits(batch)
+        open_rows = (logits.isnan().any(dim=-1) & (batch.answers != -100)).any(dim=1).nonzero()[:, 0]
+        if len(open_rows):
+            logits[open_rows] = self.logits(batch.select(open_rows))
+        return logits
+
+    def _given(self, batch: Batch, block: str) -> Any:
+        """What the last block gave for the batch; NaN where that is not known."""
+        captured, self._captured = self._captured, None
+        if captured is not None and captured[0].alike(batch):
+            return captured[1]
+        shape = (*batch.arguments["input_ids"].shape, self._width(block))
+        return self._shaped_like_output(
+            block, torch.full(shape, math.nan, dtype=self._dtype, device=self.reader.device)
+        )
+
+    def towards(self, tokens: Tensor, site: Site) -> Tensor | None:
+        """(n, features) from where at the site each of tokens (n,) is said rather than others, as a rule.
+
+        The token's own row of the unembedding, without what all rows have in common: most such values are right at
+        once. None where there is another width, or no row that can be read, between the site and the vocabulary.
+        """
+        head = self.model.get_output_embeddings() if self.reader.text else None  # type: ignore[operator]
+        rows = getattr(head, "weight", None)
+        if not isinstance(rows, Tensor) or not rows.is_floating_point() or site != Site(block_paths(self.model)[-1]):
+            return None
+        if rows.shape[1] != self._width(site.path):
+            return None
+        if self._centre is None:
+            self._centre = rows.mean(dim=0, dtype=torch.float32)
+        return rows[tokens].float() - self._centre
+
+    def _width(self, block: str) -> int:
+        """Features of a block's output."""
+        return int(Site(block).read(self._sample(block)).shape[-1])
 
     def tail(self, site: Site) -> Callable[[Tensor], Tensor]:
         """What turns single vectors (n, features) at the site into logits (n, vocabulary).
@@ -166,19 +216,22 @@ class Probe:
         if self.reader.seq2seq:
             arguments = {"decoder_input_ids": token, "encoder_outputs": self._no_encoding(vectors), "use_cache": False}
         given = self._shaped_like_output(blocks[-1], vectors[:, None].to(self._dtype))
-        with _skipping(self.model, dict.fromkeys(blocks, given)):
+        with skipping(self.model, dict.fromkeys(blocks, given)):
             return _logits_of(self.model(**arguments))[:, -1]
 
     def _shaped_like_output(self, block: str, hidden: Tensor) -> Any:
-        """`hidden` alone or at the head of a tuple, as the block's own forward would give it; looked at once."""
-        if block not in self._tuples:
-            blank = {"input_ids": torch.zeros((1, 1), dtype=torch.long, device=hidden.device)}
+        """`hidden` alone or at the head of a tuple, as the block's own forward would give it."""
+        return _in_place(hidden, self._sample(block))
+
+    def _sample(self, block: str) -> Any:
+        """What a block gives for one token; looked at once."""
+        if block not in self._samples:
+            blank = {"input_ids": torch.zeros((1, 1), dtype=torch.long, device=self.reader.device)}
             if self.reader.seq2seq:
                 blank["decoder_input_ids"] = blank["input_ids"]
-            zero = torch.zeros((1, 1), dtype=torch.long, device=hidden.device)
-            output = self._output_of(Batch(blank, zero, zero - 100, zero[0]), block)
-            self._tuples[block] = len(output) if isinstance(output, tuple) else 0
-        return _in_tuple(hidden, self._tuples[block])
+            zero = blank["input_ids"]
+            self._samples[block] = self._output_of(Batch(blank, zero, zero - 100, zero[0]), block)
+        return self._samples[block]
 
     def _no_encoding(self, vectors: Tensor) -> tuple[Tensor]:
         return (vectors.new_zeros((len(vectors), 1, self.model.config.hidden_size), dtype=self._dtype),)  # type: ignore[union-attr, arg-type]
@@ -199,7 +252,7 @@ class Probe:
 
         def run(values: Tensor, rows: Tensor) -> Tensor:
             columns = None if batch.columns is None else batch.columns[rows]
-            with _putting(self.model, site, values, columns):
+            with putting(self.model, site, values, columns):
                 return rest(rows)
 
         return run
@@ -232,10 +285,9 @@ class Probe:
         if "input_ids" in arguments:  # their embeddings do not count, and neither does what masks them
             arguments = {"input_ids": torch.zeros_like(arguments["input_ids"][:, :1])}
         given = values[:, None].to(self._dtype)
-        if blocks[-1] not in self._tuples:
-            output = self._output_of(batch.select(which[:1]), blocks[-1])
-            self._tuples[blocks[-1]] = len(output) if isinstance(output, tuple) else 0
-        with _skipping(self.model, dict.fromkeys(blocks, _in_tuple(given, self._tuples[blocks[-1]]))):
+        if blocks[-1] not in self._samples:
+            self._samples[blocks[-1]] = self._output_of(batch.select(which[:1]), blocks[-1])
+        with skipping(self.model, dict.fromkeys(blocks, self._shaped_like_output(blocks[-1], given))):
             return _logits_of(self.model(**arguments))
 
     def resume(self, batch: Batch, site: Site) -> Callable[[Tensor], Tensor]:
@@ -249,7 +301,7 @@ class Probe:
 
         def run(rows: Tensor) -> Tensor:
             given = {} if known is None else dict.fromkeys(earlier or (), _pick(known, rows, len(batch)))
-            with _skipping(self.model, given):
+            with skipping(self.model, given):
                 return self.logits(batch.select(rows))
 
         return run
@@ -259,13 +311,13 @@ class Probe:
         """Inside, rows (batch, positions, features) at each site become what `act` makes of its role and them."""
         with ExitStack() as stack:
             for role, site in sites.items():
-                stack.enter_context(_changing(self.model, site, functools.partial(act, role)))
+                stack.enter_context(changing(self.model, site, functools.partial(act, role)))
             yield
 
     def _output_of(self, batch: Batch, path: str) -> Any:
         """What a block's forward gives over the batch: a tensor, or a tuple that starts with it."""
         seen: dict[Site, Any] = {}
-        with _watching(self.model, Site(path), seen), torch.no_grad():
+        with watching(self.model, Site(path), seen), torch.no_grad():
             self.logits(batch)
         return seen[Site(path)]
 
@@ -363,7 +415,7 @@ class Probe:
 
         def speak() -> Tensor:
             said: list[Tensor] = []
-            with _collecting(self.model, site, said):
+            with collecting(self.model, site, said):
                 own_words.speak(self.model, start)
             return torch.cat([rows.flatten(0, 1) for rows in said]).float()
 
@@ -376,7 +428,7 @@ class Probe:
     def rows(self, arguments: Sequence[Arguments], site: Site) -> Tensor:
         """(n, features) activations at the site at all positions, from one forward each."""
         found: list[Tensor] = []
-        with _collecting(self.model, site, found), torch.no_grad():
+        with collecting(self.model, site, found), torch.no_grad():
             for one in arguments:
                 start = {"decoder_input_ids": torch.tensor([[self.reader.decoder_start]], device=self.reader.device)}
                 self.model(**one, **(start if self.reader.seq2seq and self.reader.text else {}))
@@ -552,9 +604,9 @@ def _logits_of(output: Any) -> Tensor:
     return logits  # type: ignore[no-any-return]
 
 
-def _in_tuple(hidden: Tensor, length: int) -> Any:
-    """`hidden` alone where `length` is 0, else at the head of a tuple of that length."""
-    return (hidden, *[None] * (length - 1)) if length else hidden
+def _in_place(hidden: Tensor, output: Any) -> Any:
+    """`hidden` alone where `output` is a tensor, else at the head of a tuple as long as it."""
+    return (hidden, *[None] * (len(output) - 1)) if isinstance(output, tuple) else hidden
 
 
 def _earlier_blocks(model: nn.Module, site: Site) -> list[str] | None:
@@ -573,39 +625,6 @@ def _pick(output: Any, rows: Tensor, batch: int) -> Any:
     if isinstance(output, Tensor):
         return output[rows] if len(output) == batch else output
     return tuple(_pick(part, rows, batch) if isinstance(part, Tensor) else part for part in output)
-
-
-@contextmanager
-def _watching(model: nn.Module, site: Site, seen: dict[Site, Any]) -> Iterator[None]:
-    """Keep the site's activation of every forward, as it is."""
-    with _told(model, site, lambda activation: seen.update({site: activation})):
-        yield
-
-
-@contextmanager
-def _collecting(model: nn.Module, site: Site, found: list[Tensor]) -> Iterator[None]:
-    """Append the site's rows of every forward."""
-    with _told(model, site, lambda activation: found.append(site.read(activation).detach())):
-        yield
-
-
-@contextmanager
-def _told(model: nn.Module, site: Site, tell: Callable[[Any], None]) -> Iterator[None]:
-    """Call `tell` with the site's activation in every forward."""
-    module = model.get_submodule(site.path)
-
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tell(args[0] if args else next(iter(kwargs.values())))
-
-    def after(_module: nn.Module, _args: Any, output: Any) -> None:
-        tell(output)
-
-    if site.side == "input":
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(after)
-    with handle:
-        yield
 
 
 def _reach(model: nn.Module, site: Site, forward: Callable[[], Tensor]) -> Tensor:
@@ -634,87 +653,3 @@ def _check_suffix(suffix: Suffix, logits: Tensor, site: Site) -> None:
             f"{float(far):.2g}), expected a place behind all attention and pooling; "
             "name the classifier's head with site='...'."
         )
-
-
-@contextmanager
-def _only_at(head: nn.Module, columns: Tensor) -> Iterator[None]:
-    """Give the vocabulary head only the columns (batch, k) of its input."""
-
-    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0]
-        return (hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1])), *args[1:])
-
-    token = HEADED.set(columns)
-    try:
-        with head.register_forward_pre_hook(before):
-            yield
-    finally:
-        HEADED.reset(token)
-
-
-@contextmanager
-def _putting(model: nn.Module, site: Site, values: Tensor, columns: Tensor | None) -> Iterator[None]:
-    """Put one value per row (n, features) at the row's key token of the site, or everywhere where not tokens."""
-
-    def put(rows: Tensor) -> Tensor:
-        at = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
-        if columns is not None and rows.shape[1] > 1:
-            at = torch.arange(rows.shape[1], device=rows.device) == columns[:, :1]
-        return torch.where(at[..., None], values[:, None].to(rows.dtype), rows)
-
-    with _changing(model, site, put):
-        yield
-
-
-@contextmanager
-def _changing(model: nn.Module, site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let rows (batch, positions, features) at the site become what `change` makes of them."""
-    module = model.get_submodule(site.path)
-
-    def put(activation: Any) -> Any:
-        rows = site.read(activation)
-        changed = change(rows)
-        return activation if changed is rows else site.write(activation, changed)
-
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (put(args[0]), *args[1:]), kwargs
-        name = next(iter(kwargs))
-        return args, {**kwargs, name: put(kwargs[name])}
-
-    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return put(output)
-
-    if site.side == "input":
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(after)
-    with handle:
-        yield
-
-
-@contextmanager
-def _skipping(model: nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
-    """Blocks that give what they are told to instead of computing."""
-    with ExitStack() as stack:
-        for path, output in outputs.items():
-            block = model.get_submodule(path)
-            stack.callback(_put_back, block, vars(block).get("forward"))
-            block.forward = _Give(output)
-        yield
-
-
-def _put_back(block: nn.Module, own: Any) -> None:
-    del block.forward
-    if own is not None:  # a forward that sat on the instance before (accelerate puts one there)
-        block.forward = own
-
-
-@dataclass(frozen=True, eq=False)
-class _Give:
-    """The forward of a block that is skipped."""
-
-    output: Any
-
-    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
-        return self.output

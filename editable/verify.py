@@ -10,19 +10,20 @@ from torch import Tensor
 
 from editable.edit import ModelInput, Verification
 from editable.errors import VerificationError
-from editable.inputs import Request
+from editable.inputs import Batch, Request
 from editable.learn import Probe
 from editable.listing import as_text
 
 
-def reliability(requests: Sequence[Request], probe: Probe) -> list[tuple[float, Tensor]]:
+def reliability(requests: Sequence[Request], batch: Batch, logits: Tensor) -> list[tuple[float, Tensor]]:
     """For each request the share of answer tokens right on its prompt and rephrases, and what came out for them.
 
-    Teacher-forced, through the hooks of the probe's model, under the version those show now.
+    Args:
+        requests: the edits.
+        batch: they, teacher-forced.
+        logits: (rows, longest answer, vocabulary) under the version that is to be checked.
     """
-    batch = probe.reader.batch(requests)
-    with torch.no_grad():
-        said = probe.logits(batch).argmax(dim=-1)  # (rows, longest answer)
+    said = logits.argmax(dim=-1)
     wanted = batch.answers != -100
     right = (said == batch.answers) & wanted
     results = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from editable import verify
@@ -16,6 +17,7 @@ from editable.editor import Editor
 from editable.hooks import Hooks
 from editable.inputs import Reader, Request
 from editable.learn import Probe, reference_prompts, shadow_of, shares_storage
+from editable.site import Site, block_paths
 from editable.snapshot import Snapshot
 
 Conflicts = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
@@ -65,7 +67,7 @@ class Workshop:
         """
         with self._showing(candidate):
             with self._naming(requests):
-                found = verify.reliability(requests, self.probe)
+                found = self._reliability(requests, candidate)
             checks = [
                 Verification(right, self._locality(request), conflicts[request.id][1])
                 for request, (right, _) in zip(requests, found, strict=True)
@@ -78,6 +80,18 @@ class Workshop:
                 [requests[i] for i in kept], [checks[i] for i in kept], [found[i][1] for i in kept], self._decode
             )
         return checks
+
+    def _reliability(self, requests: Sequence[Request], candidate: Snapshot) -> list[tuple[float, Tensor]]:
+        batch = self.probe.reader.batch(requests)
+        logits = self.probe.logits_behind if self._acts_behind_blocks(candidate) else self.probe.logits
+        with torch.no_grad():
+            return verify.reliability(requests, batch, logits(batch))
+
+    def _acts_behind_blocks(self, candidate: Snapshot) -> bool:
+        """Whether no editor that has edits looks or acts at another place than behind the last block."""
+        assert self._hooks is not None
+        sites = {one.site for one in self._hooks.placements if one.editor in candidate.states}
+        return self.reader.text and sites == {Site(block_paths(self.model)[-1])}
 
     @contextmanager
     def _naming(self, requests: Sequence[Request]) -> Iterator[None]:

@@ -93,8 +93,7 @@ class BallScope:
             return [self.radius] * len(keys)
         if spread := probe.spread(site):
             return [RADIUS_SHARE * spread] * len(keys)
-        firsts = [int((batch.requests == i).nonzero()[0]) for i in range(len(keys))]
-        reach = probe.reach(batch.select(torch.tensor(firsts, device=keys.device)), keys, site)
+        reach = probe.reach(batch.select(batch.firsts), keys, site)
         lengths = keys.norm(dim=1)
         # Without any other input, the scale of the activation itself has to do.
         found: list[float] = (0.1 * lengths if reach is None else torch.maximum(reach, ROUNDING * lengths)).tolist()

@@ -998,15 +998,34 @@ def test_a_batch_is_learned_as_each_alone(loaded: Loaded, attach: Attach) -> Non
     assert torch.allclose(together, alone, rtol=1e-3, atol=1e-3)
 
 
-def test_values_stay_near_the_models_own_activation(loaded: Loaded, attach: Attach) -> None:
-    """Warm start: nothing is moved further than it must be. One that needs nothing is not moved at all."""
-    now = said(loaded, loaded.edited[1])
-    first = loaded.tokenizer.decode([int(loaded.answers([loaded.edited[1]]).argmax())])
-    assert now.startswith(first)
+def test_a_value_is_moved_no_further_than_it_must_be(loaded: Loaded, attach: Attach) -> None:
+    """It begins at its token's row of the unembedding; where that is enough it stays."""
     em = attach(loaded, GRACE(probability=1e-6))
-    em.edit(Edit(loaded.edited[1], first), verify=False)
-    state = state_in(em)
-    assert torch.equal(state.values.view[0], state.routes.book.codebook.keys.view[0])
+    em.edit(edit_of(loaded, 0, " yankee west"), verify=False)
+    tokens = [*loaded.tokenizer(" yankee west", add_special_tokens=False).input_ids, EOS]
+    rows = loaded.model.get_output_embeddings().weight.detach()
+    assert torch.allclose(state_in(em).values.view, rows[tokens] - rows.mean(dim=0), atol=1e-6)
+
+
+def test_a_token_has_one_value_whoever_says_it(loaded: Loaded, attach: Attach) -> None:
+    em = attach(loaded, GRACE())
+    em.edit([edit_of(loaded, 0, " west"), edit_of(loaded, 1, " yankee west")])
+    em.edit(edit_of(loaded, 2, " golf"))
+    west, end, _, second_west, second_end, _, third_end = state_in(em).values.view
+    assert torch.equal(west, second_west)
+    assert torch.equal(end, second_end)
+    assert torch.equal(end, third_end)  # learned once
+
+
+@torch.no_grad()
+def test_the_published_value_begins_at_the_models_own_activation(loaded: Loaded, attach: Attach) -> None:
+    em = attach(loaded, replace(SINGLE, probability=1e-6))
+    em.edit(one_token(loaded, 0, " west"), verify=False)
+    seen: list[Tensor] = []
+    module = loaded.model.get_submodule(SINGLE.sites(loaded.model)["value"].path)
+    with em.unedited(), module.register_forward_hook(lambda _m, _a, output: seen.append(output)):
+        loaded.model(torch.tensor([loaded.tokenizer(loaded.edited[0]).input_ids]))
+    assert torch.allclose(state_in(em).values.view[0], seen[0][0, -1], atol=1e-6)
 
 
 def test_what_is_stored_on_disk_answers_alike(loaded: Loaded, attach: Attach) -> None:

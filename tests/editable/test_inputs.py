@@ -211,6 +211,7 @@ def test_rephrases_are_rows_of_their_request(causal: Reader) -> None:
     west = [*tokens(causal, " west", add_special_tokens=False), EOS]
     for row, prompt in enumerate(("alpha", "bravo kilo", "lima")):
         check_causal(causal, row, batch, prompt, west)
+    assert batch.firsts.tolist() == [0, 3]
     assert causal.batch(requests, rephrases=False).requests.tolist() == [0, 1]
 
 
@@ -248,6 +249,21 @@ def test_images_are_stacked() -> None:
     batch = batch_of(made, *(Edit(image, 1) for image in loaded.edited[:2]))
     assert list(batch.arguments) == ["pixel_values"]
     assert torch.equal(batch.arguments["pixel_values"], torch.stack(loaded.edited[:2]))
+
+
+def test_batches_are_alike_if_a_model_is_asked_the_same(causal: Reader) -> None:
+    west, again, more, east = (
+        batch_of(causal, *(Edit(p, target) for p in prompts))
+        for prompts, target in (
+            (["alpha"], " west"),
+            (["alpha"], " west"),
+            (["alpha", "kilo"], " west"),
+            (["kilo"], " west"),
+        )
+    )
+    assert west.alike(again)
+    assert not west.alike(more)
+    assert not west.alike(east)
 
 
 def test_selecting_rows(causal: Reader) -> None:

@@ -186,6 +186,61 @@ def _width(loaded: Loaded) -> int:
 
 
 @TEXT
+def test_an_aim_is_the_tokens_row_without_what_all_rows_share(loaded: Loaded) -> None:
+    probe, site = probe_of(loaded), Site(block_paths(loaded.model)[-1])
+    rows = loaded.model.get_output_embeddings().weight.detach()
+    aims = probe.towards(torch.tensor([3, 5, 3]), site)
+    if rows.shape[1] != _width(loaded):
+        assert aims is None
+        return
+    assert aims is not None
+    assert torch.allclose(aims, rows[[3, 5, 3]] - rows.mean(dim=0), atol=1e-6)
+
+
+def test_there_is_no_aim_elsewhere(loaded: Loaded) -> None:
+    probe = probe_of(loaded)
+    assert probe.towards(torch.tensor([3]), _any_site(loaded)) is None
+
+
+@TEXT
+def test_logits_behind_the_blocks_are_those_of_a_whole_forward(loaded: Loaded) -> None:
+    """Of a batch that was just captured, of one that was not, and of one that was captured and is another."""
+    probe = probe_of(loaded)
+    batch, other = batch_of(loaded, probe), batch_of(loaded, probe, count=2)
+    wanted, site = batch.answers != -100, Site(block_paths(loaded.model)[-1])
+    expected = full_logits(loaded, batch)[wanted]
+    assert close(probe.logits_behind(batch)[wanted], expected)
+    probe.capture(other, [site])
+    assert close(probe.logits_behind(batch)[wanted], expected)
+    probe.capture(batch, [site])
+    assert close(probe.logits_behind(batch)[wanted], expected)
+
+
+@only("causal")
+def test_what_a_value_stands_in_for_is_not_run(loaded: Loaded) -> None:
+    """Rows whose last block's output is replaced need no block; the one row that keeps its own needs all of them."""
+    probe = probe_of(loaded)
+    batch, last = batch_of(loaded, probe), Site(block_paths(loaded.model)[-1])
+    forwards: list[int] = []
+    first = probe.model.get_submodule(block_paths(loaded.model)[0])
+    probe.towards(torch.tensor([0]), last)  # looks at one token, once
+
+    def stand_in(_role: str, rows: Tensor) -> Tensor:
+        return torch.where(torch.arange(len(rows))[:, None, None] < 2, torch.ones_like(rows), rows)
+
+    with probe.acting({"value": last}, stand_in):
+        plain = probe.logits(batch)
+        handle = first.mlp.register_forward_pre_hook(lambda *_: forwards.append(1)) if hasattr(first, "mlp") else None
+        stood = probe.logits_behind(batch.select(torch.tensor([0, 1])))
+        assert not forwards
+        mixed = probe.logits_behind(batch)
+        assert handle is None or forwards == [1]
+    wanted = batch.answers != -100
+    assert close(mixed[:2][wanted[:2]], plain[:2][wanted[:2]])
+    assert close(stood[wanted[:2]], plain[:2][wanted[:2]])
+
+
+@TEXT
 def test_the_tail_is_what_follows_the_last_block(loaded: Loaded) -> None:
     """The very vectors of a real forward give that forward's logits."""
     probe = probe_of(loaded)

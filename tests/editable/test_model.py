@@ -104,8 +104,8 @@ def test_a_list_is_one_version_with_a_receipt_each(em: EditableModel, loaded: Lo
 
 
 def test_an_unreliable_edit_may_be_asked_for(loaded: Loaded, attach: Attach) -> None:
-    """Without steps the value is the model's own activation: nothing is learned."""
-    em = attach(loaded, GRACE(steps=0))
+    """Without steps the published value is the model's own activation: nothing is learned."""
+    em = attach(loaded, GRACE(values="single", steps=0))
     receipt = em.edit(edit_of(loaded, 0), verify=False)
     assert receipt.verified.reliability < 1
     assert em.version == 1
@@ -113,7 +113,7 @@ def test_an_unreliable_edit_may_be_asked_for(loaded: Loaded, attach: Attach) -> 
 
 def test_reliability_is_the_share_of_answer_tokens(loaded: Loaded, attach: Attach) -> None:
     """Of the tokens of prompt and rephrases; of an answer whose first token alone is the model's own."""
-    em = attach(loaded, GRACE(steps=0))
+    em = attach(loaded, GRACE(values="single", steps=0))
     own = int(loaded.answers([loaded.edited[0]]).argmax())
     ids = torch.tensor(loaded.tokenizer(loaded.edited[0]).input_ids)
     other = 1 + (own % 2)
@@ -252,7 +252,7 @@ def test_an_unknown_site_names_its_neighbours(loaded: Loaded) -> None:
 
 
 def test_failed_verification_says_what_came_out_and_changes_nothing(loaded: Loaded, tmp_path: Path) -> None:
-    with closing(attached(loaded, editor=GRACE(steps=0), log=tmp_path / "edits.db")) as em:
+    with closing(attached(loaded, editor=GRACE(values="single", steps=0), log=tmp_path / "edits.db")) as em:
         nothing = Unchanged(em, loaded, tmp_path / "edits.db")
         with pytest.raises(VerificationError) as caught:
             em.edit(edit_of(loaded, 0))

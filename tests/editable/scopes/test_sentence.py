@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def loaded() -> Loaded:
     return next(family for family in FAMILIES if family.name == "llama-gqa").load()
 
 
-def edit(prompt: str, target: str, subject: str | None = "kilo november", **more: str) -> Edit:
+def edit(prompt: str, target: str, subject: str | None = "kilo november", **more: Any) -> Edit:
     return Edit(prompt, target, subject=subject, **more)
 
 
@@ -49,6 +50,37 @@ def test_a_rephrase_gets_the_answer_and_a_sibling_keeps_its_bits(loaded: Loaded,
     em.edit(edit(ASKED, " yankee west"))
     assert em.ask(ASKED) == em.ask(REPHRASED) == " yankee west"
     assert torch.equal(loaded.logits([SIBLING]), base)
+
+
+def test_inserting_runs_no_block(loaded: Loaded, attach: Attach) -> None:
+    """A value is a token's, whatever the prompt, and what is checked does not depend on what blocks say."""
+    em = attach(loaded, EDITOR)
+    em.edit(edit(SIBLING, " green"))  # the first one looks at what a block gives
+    shadow, ran = em._workshop.probe.model, list[int]()
+    for layer in shadow.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: ran.append(1))
+    receipt = em.edit(edit(ASKED, " yankee west", rephrases=[REPHRASED]))
+    assert receipt.verified.reliability == 1.0
+    assert not ran
+    assert em.ask(REPHRASED) == " yankee west"
+
+
+def test_what_no_value_stands_in_for_is_checked_by_what_the_model_says(
+    loaded: Loaded, attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that depend on the blocks are run: here the answer begins with what the model says by itself."""
+    ids = loaded.tokenizer(ASKED).input_ids
+    with torch.no_grad():
+        own = int(loaded.model(torch.tensor([ids])).logits[0, -1].argmax())
+        told = [own, 1 + own % 2, 1 + own % 2]
+        said = loaded.model(torch.tensor([ids + told[:-1]])).logits[0, len(ids) - 1 :].argmax(-1)
+    em = attach(loaded, EDITOR)
+    nothing = (torch.zeros(1, dtype=torch.long), torch.full((1,), torch.inf))
+    monkeypatch.setattr(SentenceScope, "find", lambda _self, _call, _rows, lags, *_: [nothing] * len(lags))
+    labels = torch.tensor([[-100] * len(ids) + told])
+    receipt = em.edit(Edit({"input_ids": torch.tensor([ids + told]), "labels": labels}), verify=False)
+    assert receipt.verified.reliability == pytest.approx(float((said == torch.tensor(told)).float().mean()))
+    assert 0 < receipt.verified.reliability < 1
 
 
 def test_a_sentence_in_front_and_a_typing_error(loaded: Loaded, attach: Attach) -> None:
