@@ -19,6 +19,7 @@ from editable.errors import InputError
 from editable.memory.scope import Encoded
 from editable.scopes import BallScope, SentenceScope
 from editable.scopes.sentence import SURE, _share
+from editable.site import block_paths
 from tests.conftest import Attach
 from tests.families import FAMILIES, Loaded
 from tests.words import Words
@@ -57,8 +58,8 @@ def test_inserting_runs_no_block(loaded: Loaded, attach: Attach) -> None:
     em = attach(loaded, EDITOR)
     em.edit(edit(SIBLING, " green"))  # the first one looks at what a block gives
     shadow, ran = em._workshop.probe.model, list[int]()
-    for layer in shadow.model.layers:
-        layer.mlp.register_forward_pre_hook(lambda *_: ran.append(1))
+    for path in block_paths(loaded.model):
+        shadow.get_submodule(f"{path}.mlp").register_forward_pre_hook(lambda *_: ran.append(1))
     receipt = em.edit(edit(ASKED, " yankee west", rephrases=[REPHRASED]))
     assert receipt.verified.reliability == 1.0
     assert not ran
