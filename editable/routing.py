@@ -244,9 +244,10 @@ def decide(call: Call, rows: Tensor, scope: Scope, routes: Routes) -> None:
     best: Decision | None = None
     lags, starts = _lags(call, rows, scope, routes)
     for lag, (slot, share) in zip(lags, scope.find(call, rows, lags, starts, routes.book), strict=True):
-        if nowhere(share <= 1):
+        nearest = {"slot": slot, "share": share, "hit": share <= 1}
+        if nowhere(nearest["hit"]):
             continue
-        found = _decision(call, rows, routes, slot, share, lag)
+        found = _decision(call, rows, routes, nearest, lag)
         best = found if best is None else _prefer(best, found, found["share"] < best["share"] - scope.margin)
     best = routes.undecided(len(rows), rows.device) if best is None else best
     earlier = call.decision
@@ -362,17 +363,18 @@ def _lags(call: Call, rows: Tensor, scope: Scope, routes: Routes) -> tuple[list[
     return lags, worth[:, lags]
 
 
-def _decision(call: Call, rows: Tensor, routes: Routes, slot: Tensor, share: Tensor, lag: int) -> Decision:
+def _decision(call: Call, rows: Tensor, routes: Routes, nearest: Decision, lag: int) -> Decision:
     """The edit (batch,), how deep in its scope, the key token's ordinal, and the answer tokens seen after it."""
+    slot, share = nearest["slot"], nearest["share"]
     nothing = routes.undecided(len(slot), slot.device)
-    origin, said = nothing["origin"], nothing["said"]
-    if call.key is not None and call.is_sequence(rows):
-        ordinal = call.ordinals(rows)
-        origin = ordinal.gather(1, (call.key - lag).clamp_min(0)[:, None])[:, 0]
-        said = _heard(call, said, ordinal - origin[:, None])
-        if lag and call.tokens is not None:
-            share = torch.where(agreed(said, slot, routes) >= lag, share, torch.inf)
-        share = torch.where((call.key >= lag) & (origin >= 0), share, torch.inf)
+    if call.key is None or not call.is_sequence(rows):
+        return {**nothing, **nearest}
+    ordinal = call.ordinals(rows)
+    origin = ordinal.gather(1, (call.key - lag).clamp_min(0)[:, None])[:, 0]
+    said = _heard(call, nothing["said"], ordinal - origin[:, None])
+    if lag and call.tokens is not None:
+        share = torch.where(agreed(said, slot, routes) >= lag, share, torch.inf)
+    share = torch.where((call.key >= lag) & (origin >= 0), share, torch.inf)
     return {"slot": slot, "share": share, "hit": share <= 1, "origin": origin, "said": said}
 
 

@@ -68,6 +68,7 @@ def may_be_within(squared: Numbers, distance: float, features: int) -> Numbers:
 
 def below(squared: Numbers, far: float) -> Numbers:
     """Which of them (n,) are not above `far`; what is no number may be anywhere."""
-    if squared.min(initial=np.inf) > far:  # mostly so, and sooner told
+    beyond = squared > far
+    if beyond.all():  # mostly so, and sooner told
         return np.empty(0, np.int64)
-    return (~(squared > far)).nonzero()[0]
+    return (~beyond).nonzero()[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -143,16 +143,20 @@ class Codebook:
             row (m,), and share (m,): the distance as a share of the radius, from 0 to 1. Where the query lies in no
             ball, or in one but nearer to the key of another, share is inf and row any.
         """
-        queries = queries.float()
+        queries = queries.detach().float()
         if len(self) == 0 or len(queries) == 0:
-            none = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
-            return none, torch.full_like(none, torch.inf, dtype=torch.float32)
-        if self.keys.device.type != "cpu" or queries.device.type != "cpu":
+            return nothing_found(len(queries), queries.device)
+        if not (self._here and queries.is_cpu):
             return self._found_among_all(queries, space)
+        if self.index is None:
+            return self._found_by_scan(queries, space)
         with np.errstate(all="ignore"):  # what is no number is near nothing
-            if self.index is None:
-                return self._found_by_scan(queries.detach(), space)
-            return self._found_by_index(self.index, queries.detach(), space)
+            return self._found_by_index(self.index, queries, space)
+
+    @cached_property
+    def _here(self) -> bool:
+        """Whether keys are where numpy reads."""
+        return self.keys.device.type == "cpu"
 
     def _found_among_all(self, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
         """Every distance measured, nothing waited for: accelerators."""
@@ -165,12 +169,13 @@ class Codebook:
 
     def _found_by_scan(self, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
         """Measured is what may be as near as the widest ball is wide: small books."""
-        keys, found = self._scanned, _Found.nothing(len(queries))
+        found, near = None, self._scanned
         for place, query in enumerate(queries.numpy()):
-            near = may_be_within(squares(query, keys), self.widest, keys.shape[1])
-            if len(near):
-                found.put(place, *self._decided(queries[place], near, space))
-        return found.tensors
+            rows = may_be_within(squares(query, near), self.widest, near.shape[1])
+            if len(rows):
+                found = found or _Found.nothing(len(queries))
+                found.put(place, *self._decided(queries[place], rows, space))
+        return found.tensors if found else nothing_found(len(queries), queries.device)
 
     @cached_property
     def _scanned(self) -> Numbers:
@@ -427,6 +432,14 @@ class Codebook:
         return replace(self, index=later.taking(index.cells, self.column.array("radius")), job=None)
 
 
+@lru_cache
+@torch.inference_mode(False)  # what is kept has to do for later forwards with gradients, too
+def nothing_found(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What `Codebook.find` gives for so many queries that lie in no ball; for all to read."""
+    none = torch.zeros(count, dtype=torch.long, device=device)
+    return none, torch.full_like(none, torch.inf, dtype=torch.float32)
+
+
 @dataclass(frozen=True)
 class _Found:
     """Rows (m,) and shares (m,), one query after another."""
@@ -451,9 +464,10 @@ class _Found:
 
 def _latest_nearest(rows: Numbers, apart: Numbers) -> tuple[int, float]:
     """Of rows (m,) the one with the least of distances (m,), the latest of several; -1 and inf where there is none."""
-    if not len(rows) or not np.isfinite(least := apart.min()):
+    least = float(apart.min()) if len(rows) else math.inf
+    if not math.isfinite(least):
         return -1, math.inf
-    return int(rows[apart == least].max()), float(least)
+    return int(rows[0] if len(rows) == 1 else rows[apart == least].max()), least
 
 
 def _records(lives: Mapping[int, Life], rows: Sequence[int]) -> Numbers:
