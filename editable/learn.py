@@ -158,13 +158,16 @@ class Probe:
 
     def _given(self, batch: Batch, block: str) -> Any:
         """What the last block gave for the batch; NaN where that is not known."""
-        captured, self._captured = self._captured, None
-        if captured is not None and captured[0].alike(batch):
-            return captured[1]
+        if self._captured is not None and self._captured[0].alike(batch):
+            return self._captured[1]
         shape = (*batch.arguments["input_ids"].shape, self._width(block))
         return self._shaped_like_output(
             block, torch.full(shape, math.nan, dtype=self._dtype, device=self.reader.device)
         )
+
+    def let_go(self) -> None:
+        """Keep nothing of what was captured last."""
+        self._captured = None
 
     def towards(self, tokens: Tensor, site: Site) -> Tensor | None:
         """(n, features) from where at the site each of tokens (n,) is said rather than others, as a rule.

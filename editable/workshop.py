@@ -85,7 +85,9 @@ class Workshop:
         batch = self.probe.reader.batch(requests)
         logits = self.probe.logits_behind if self._acts_behind_blocks(candidate) else self.probe.logits
         with torch.no_grad():
-            return verify.reliability(requests, batch, logits(batch))
+            found = verify.reliability(requests, batch, logits(batch))
+        self.probe.let_go()
+        return found
 
     def _acts_behind_blocks(self, candidate: Snapshot) -> bool:
         """Whether no editor that has edits looks or acts at another place than behind the last block."""
