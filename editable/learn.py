@@ -175,15 +175,18 @@ class Probe:
         The token's own row of the unembedding, without what all rows have in common: most such values are right at
         once. None where there is another width, or no row that can be read, between the site and the vocabulary.
         """
-        head = self.model.get_output_embeddings() if self.reader.text else None  # type: ignore[operator]
-        rows = getattr(head, "weight", None)
-        if not isinstance(rows, Tensor) or not rows.is_floating_point() or site != Site(block_paths(self.model)[-1]):
-            return None
-        if rows.shape[1] != self._width(site.path):
+        rows = self._unembedding() if self.reader.text else None
+        if rows is None or site != Site(block_paths(self.model)[-1]) or rows.shape[1] != self._width(site.path):
             return None
         if self._centre is None:
             self._centre = rows.mean(dim=0, dtype=torch.float32)
         return rows[tokens].float() - self._centre
+
+    def _unembedding(self) -> Tensor | None:
+        """(vocabulary, features) the head's weights; None where these are packed, or held elsewhere until they run."""
+        rows = getattr(self.model.get_output_embeddings(), "weight", None)  # type: ignore[operator]
+        readable = isinstance(rows, Tensor) and rows.is_floating_point() and not rows.is_meta
+        return rows if readable else None
 
     def _width(self, block: str) -> int:
         """Features of a block's output."""
