@@ -198,8 +198,11 @@ class Forwards:
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("name", ["llama-gqa", "bert", "resnet"])
-def test_an_insertion_is_two_forwards_without_gradients(name: str, condition: Any, attach: Attach) -> None:
-    """One to encode, one to verify; what the first edit measures of the model (how far inputs lie apart) is done."""
+def test_an_insertion_is_at_most_two_forwards_without_gradients(name: str, condition: Any, attach: Attach) -> None:
+    """One to encode, one to verify; what the first edit measures of the model (how far inputs lie apart) is done.
+
+    What acts behind all blocks of a model that writes text is verified without running them again.
+    """
     loaded, counted = family(name), Forwards()
     early = next(m for m in loaded.model.modules() if isinstance(m, nn.Linear | nn.Conv2d))  # in the first block
     early.register_forward_pre_hook(counted)  # the user's own hook goes along to the shadow
@@ -207,7 +210,7 @@ def test_an_insertion_is_two_forwards_without_gradients(name: str, condition: An
     em.edit(edits_of(loaded, [0])[0], verify=False)
     counted.count = 0
     em.edit(edits_of(loaded, [1, 2]), verify=False)
-    assert counted.count == 2
+    assert counted.count == (1 if name == "llama-gqa" and condition != "logits" else 2)
     assert not counted.gradients
 
 
