@@ -167,7 +167,9 @@ class Column:
         changes = self._changes()
         rows, before = changes[0].rows, changes[0].before
         if len(changes) > 1:
-            before = np.concatenate([change.before for change in changes])
+            before = np.empty(sum(len(change.rows) for change in changes), self.store.data.dtype)
+            # Into what is there: of many records numpy would first look for a type that all have in common.
+            np.concatenate([change.before for change in changes], out=before)
             # The first change of a row knows what was there.
             rows, first = np.unique(np.concatenate([change.rows for change in changes]), return_index=True)
             before = before[first]
