@@ -129,11 +129,16 @@ class Sketched:
 
     def fine(self, place: int) -> tuple[Numbers, float]:
         """The fine sketch (fine + 1,) of one of them, and how far both of its sketches may lie from the exact ones."""
-        across = self.sketch.across[self.sketch.coarse :]
-        far = torch.mv(across, torch.from_numpy(self.centred[place])).numpy()
+        far = self._far[place]
         (near,), (beyond,) = _squares(self.coarse[place : place + 1, :-1].numpy()), _squares(far[None])
         rest, error = _leftover(self.squares[place], near + beyond, *self.sketch.across.shape)
         return np.append(far, np.float32(rest)), error
+
+    @cached_property
+    def _far(self) -> Numbers:
+        """(m, fine) along the fine directions: of all, for reading the directions takes longer than the rest."""
+        across = self.sketch.across[self.sketch.coarse :]
+        return torch.mm(torch.from_numpy(self.centred), across.T).numpy()
 
 
 def _squares(vectors: Numbers) -> list[float]:
