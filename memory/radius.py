@@ -356,7 +356,9 @@ class Codebook:
             raise ValueError(f"The key of {odd!r} has NaN or infinite features, expected finite ones.")
         book = self._renewed()
         held = book.keys.append(keys)
-        course = Course(replace(book, keys=held, index=book.index and book.index.following(held)))
+        course = Course(
+            replace(book, keys=held, column=book.column.newest(), index=book.index and book.index.following(held))
+        )
         number = self.space_names.number(space)
         for row, (label, owner, radius, known) in enumerate(zip(labels, owners, radii, placed, strict=True), len(self)):
             life = Life.new(radius, self.label_names.number(label), self.owner_names.number(owner), number)
@@ -373,7 +375,8 @@ class Codebook:
         gone = {row for owner in owners for row in self.rows_of(owner)}
         if not gone:
             return self
-        course = Retold(self, replace(self, keys=self.keys.let_go(np.array(sorted(gone)))), gone)
+        before = replace(self, column=self.column.newest())
+        course = Retold(before, replace(before, keys=self.keys.let_go(np.array(sorted(gone)))), gone)
         course.tell()
         return course.book._after(course)
 

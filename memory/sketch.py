@@ -23,7 +23,7 @@ from editable.memory.distance import UNIT
 COARSE = 63  # directions in a coarse sketch; one more number is the norm of the rest
 FINE = 64  # directions in a fine sketch, beyond the coarse ones; and again the norm of the rest
 SAMPLE = 4096  # vectors the directions are taken from
-NEIGHBOURS = 2048  # of these, at least, that are held against their nearest neighbour
+NEIGHBOURS = 1024  # of these, at least, that are held against their nearest neighbour
 FINE_UNIT = 2.0**-8  # and to bfloat16, which only the stored one of two fine sketches suffers
 
 Numbers = NDArray[Any]
