@@ -9,7 +9,6 @@ cells lie.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ class Ordered:
     Args:
         starts: (cells + 1,) where the members of each cell begin; the last is where all end.
         line: (members,) float64, rising: the cell of each and how far it is from the centre, as `_line` has it.
+        begins: (blocks,) the same of the first of each block.
         rows: (members,) int32, the number by which each is known.
         heads: (blocks, BLOCK * up to HEAD) float32, the first numbers of each; behind the last member infinite ones.
         tails: (members, the others) float32.
@@ -39,6 +39,7 @@ class Ordered:
 
     starts: Numbers
     line: Numbers
+    begins: Numbers
     rows: Numbers
     heads: Tensor
     tails: Tensor
@@ -46,7 +47,7 @@ class Ordered:
     @classmethod
     def empty(cls, cells: int, width: int) -> Ordered:
         """Nobody in so many cells."""
-        nobody = np.empty(0, np.float64), np.empty(0, np.int32)
+        nobody = np.empty(0, np.float64), np.empty(0, np.float64), np.empty(0, np.int32)
         heads, tails = torch.empty(0, BLOCK * min(HEAD, width)), torch.empty(0, max(width - HEAD, 0))
         return cls(np.zeros(cells + 1, np.int64), *nobody, heads, tails)
 
@@ -55,18 +56,16 @@ class Ordered:
 
     def with_members(self, rows: Numbers, vectors: Tensor, cell: Numbers, apart: Numbers) -> Ordered:
         """With members (k,) more, each in its cell (k,) and so far from the centre (k,)."""
-        counts = np.diff(self.starts)
-        cells = np.concatenate([np.repeat(np.arange(len(counts)), counts), cell])
-        line = np.concatenate([self.line, _line(cell, apart)])
+        cells, line = np.append(self._cells, cell), np.append(self.line, _line(cell, apart))
         order = np.lexsort((line, cells))
-        places = np.empty(len(order), np.int64)
+        places = np.empty_like(order)
         places[order] = np.arange(len(order))
         there, here = torch.from_numpy(places).tensor_split([len(self)])
         heads = _put(self._each_head[: len(self)], vectors[:, :HEAD], (there, here), -len(order) % BLOCK)
         tails = _put(self.tails, vectors[:, HEAD:], (there, here))
-        numbers = np.concatenate([self.rows, rows.astype(np.int32)])[order]
-        starts = np.append(0, np.cumsum(np.bincount(cells, minlength=len(counts))))
-        return Ordered(starts, line[order], numbers, heads.view(-1, self.heads.shape[1]), tails)
+        starts = np.append(0, np.cumsum(np.bincount(cells, minlength=len(self.starts) - 1)))
+        line, numbers = line[order], np.append(self.rows, rows.astype(np.int32))[order]
+        return Ordered(starts, line, line[::BLOCK].copy(), numbers, heads.view(-1, self.heads.shape[1]), tails)
 
     def at(self, places: Numbers) -> Numbers:
         """(k, width) the vectors at places (k,) in this order."""
@@ -82,8 +81,8 @@ class Ordered:
         """
         first, last = self._blocks(cells)
         # The block before the ring begins may end in it.
-        first = np.maximum(first, np.searchsorted(self._line_of_blocks, _line(cells, least)) - 1)
-        last = np.minimum(last, np.searchsorted(self._line_of_blocks, _line(cells, most), side="right"))
+        first = np.maximum(first, np.searchsorted(self.begins, _line(cells, least)) - 1)
+        last = np.minimum(last, np.searchsorted(self.begins, _line(cells, most), side="right"))
         places, begun = self._begun(query, first, last)
         near = below(begun, far)
         rows, apart = self._finished(query, places[near], begun[near])
@@ -117,9 +116,10 @@ class Ordered:
         """(rows, squared distances) at places (k,), where those of the heads are known (k,)."""
         return self.rows[places], begun + squares(query[HEAD:], _taken(self.tails, places))
 
-    @cached_property
-    def _line_of_blocks(self) -> Numbers:
-        return self.line[::BLOCK].copy()
+    @property
+    def _cells(self) -> Numbers:
+        """(members,) the cell of each."""
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
     @property
     def _each_head(self) -> Tensor:
