@@ -84,7 +84,7 @@ class Cells:
         cell, distance = _assigned(sketch, self.centres)
         spread = cell[:, None].expand_as(sketch)
         reach = torch.from_numpy(radius)[torch.from_numpy(rows)]
-        members = self.members.with_members(rows, sketch, cell.numpy())
+        members = self.members.with_members(rows, sketch, cell.numpy(), distance.numpy())
         places = np.zeros(len(live), np.int32)
         places[members.rows] = np.arange(len(members))
         return Cells(
@@ -103,37 +103,65 @@ class Cells:
         """(k, width) the sketches of rows (k,) that are members."""
         return self.members.at(self.places[rows])
 
-    def near(self, query: Tensor, radius: float) -> tuple[Numbers, Numbers]:
-        """(rows, squared distances) of all members within `radius` of query (width,)."""
-        return self._scanned(query, self._cells_near(query, radius), radius)
+    def around(self, query: Tensor) -> Around:
+        """Ask about query (width,)."""
+        point = query.numpy()
+        return Around(self, point, np.sqrt(squares(point, self.centres.numpy())))
 
-    def reaching(self, query: Tensor, slack: Slack) -> tuple[Numbers, Numbers]:
-        """(rows, squared distances) among which are all members whose ball, with that slack, holds query (width,)."""
-        reach = slack(self.widest.numpy())
-        kept = self._cells_near(query, reach)
-        return self._scanned(query, kept, float(reach[kept].max()) if len(kept) else 0.0)
 
-    def few(self, query: Tensor, count: int, cells: int = 16) -> Numbers:
-        """Some rows that lie near query (width,), most likely the nearest among them; a guess."""
-        apart = squares(query.numpy(), self.centres.numpy())
+@dataclass(frozen=True)
+class Around:
+    """Cells around a query.
+
+    Args:
+        cells: which.
+        point: (width,) the query.
+        distances: (cells,) from it to their centres.
+    """
+
+    cells: Cells
+    point: Numbers
+    distances: Numbers
+
+    def near(self, radius: float) -> tuple[Numbers, Numbers]:
+        """(rows, squared distances) of all members within `radius`."""
+        return self._scanned(self._reached(radius), radius, radius)
+
+    def reaching(self, slack: Slack) -> tuple[Numbers, Numbers]:
+        """(rows, squared distances) among which are all members whose ball, with that slack, holds the query."""
+        reach = slack(self.cells.widest.numpy())
+        kept = self._reached(reach)
+        return self._scanned(kept, reach[kept], float(reach[kept].max(initial=0.0)))
+
+    def few(self, count: int, cells: int = 16) -> tuple[Numbers, Numbers]:
+        """(rows, squared distances) of some members that lie near, most likely the nearest among them; a guess."""
+        apart = self.distances
         near = np.sort(np.argpartition(apart, cells)[:cells]) if len(apart) > cells else np.arange(len(apart))
-        rows, distances = self.members.within(query.numpy(), near)
-        return rows[np.argpartition(distances, count)[:count]] if len(rows) > count else rows
+        return self.cells.members.few(self.point, near, count)
 
     @np.errstate(invalid="ignore", over="ignore")  # a query that is no place is near nothing
-    def _cells_near(self, query: Tensor, reach: Numbers | float) -> Numbers:
-        """The cells with a member that may lie within `reach` (one, or one for each cell) of query (width,)."""
-        outer, inner, point = self.outer.numpy(), self.inner.numpy(), query.numpy()
-        distance = np.sqrt(squares(point, self.centres.numpy()))
-        ball = np.maximum(distance - outer, inner - distance) - ROUNDING * (distance + outer)
+    def _reached(self, reach: Numbers | float) -> Numbers:
+        """The cells with a member that may lie within `reach` (one, or one for each cell)."""
+        outer, inner = self.cells.outer.numpy(), self.cells.inner.numpy()
+        ball = np.maximum(self.distances - outer, inner - self.distances) - self._rounding(outer)
         cells = np.flatnonzero(ball <= reach)
-        outside = np.maximum(self.low.numpy()[cells] - point, point - self.high.numpy()[cells]).clip(min=0)
+        low, high = self.cells.low.numpy()[cells], self.cells.high.numpy()[cells]
+        outside = np.maximum(low - self.point, self.point - high).clip(min=0)
         box = np.sqrt(np.einsum("ij,ij->i", outside, outside)) * (1 - ROUNDING)
         near: Numbers = cells[box <= (reach if isinstance(reach, float) else reach[cells])]
         return near
 
-    def _scanned(self, query: Tensor, cells: Numbers, radius: float) -> tuple[Numbers, Numbers]:
-        return self.members.within(query.numpy(), cells, radius * radius * (1 + ROUNDING))
+    def _scanned(self, cells: Numbers, reach: Numbers | float, radius: float) -> tuple[Numbers, Numbers]:
+        """Of the members of cells (k,), those within `radius`; none but what `reach` (one, or (k,)) lets be near."""
+        distances = self.distances[cells]
+        reach = reach + self._rounding(self.cells.outer.numpy())[cells]
+        ring = np.maximum(distances - reach, 0), distances + reach
+        return self.cells.members.within(self.point, cells, *ring, radius * radius * (1 + ROUNDING))
+
+    def _rounding(self, outer: Numbers) -> Numbers:
+        """(cells,) by how much a difference of distances from the centres may be wrong."""
+        rounding: Numbers = ROUNDING * (self.distances + outer)
+        return rounding
 
 
 def _centres(sketches: Tensor, members: Tensor, count: int) -> Tensor:

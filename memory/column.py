@@ -93,7 +93,7 @@ class Column:
     def append(self, numbers: Numbers | Sequence[Any]) -> Column:
         """Longer by numbers (k,)."""
         added = np.asarray(numbers, self.store.data.dtype)
-        newest = self._newest()
+        newest = self.newest()
         start, end = self.length, self.length + len(added)
         newest.store.reserve(end)
         version, covered = newest.version, min(newest.store.used, end)
@@ -109,10 +109,10 @@ class Column:
         if not len(rows):
             return self
         values, order = np.broadcast_to(np.asarray(numbers, dtype=self.store.data.dtype), rows.shape), np.argsort(rows)
-        newest = self._newest()
+        newest = self.newest()
         return Column(newest.store, newest.store.change(newest.version, rows[order], values[order]), self.length)
 
-    def _newest(self) -> Column:
+    def newest(self) -> Column:
         """The same numbers as the newest version, which alone can be written to."""
         changes = self._changes()
         if not changes:
@@ -167,7 +167,9 @@ class Column:
         changes = self._changes()
         rows, before = changes[0].rows, changes[0].before
         if len(changes) > 1:
-            before = np.concatenate([change.before for change in changes])
+            before = np.empty(sum(len(change.rows) for change in changes), self.store.data.dtype)
+            # Into what is there: of many records numpy would first look for a type that all have in common.
+            np.concatenate([change.before for change in changes], out=before)
             # The first change of a row knows what was there.
             rows, first = np.unique(np.concatenate([change.rows for change in changes]), return_index=True)
             before = before[first]

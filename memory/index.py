@@ -132,13 +132,13 @@ class Index:
         grown = rows[radius > self.cells.radius[rows]]
         return replace(self, strays=self.strays.union(grown.tolist())) if len(grown) else self
 
-    def query(self, vector: Tensor, count: int) -> Query:
-        """Ask about one vector (features,) in a book of `count` keys."""
-        return self.queries(vector[None], count)[0]
+    def query(self, vector: Tensor, keys: SparseRows) -> Query:
+        """Ask about one vector (features,) in a book of these keys."""
+        return self.queries(vector[None], keys)[0]
 
-    def queries(self, vectors: Tensor, count: int) -> Queries:
-        """Ask about vectors (m, features) in a book of `count` keys."""
-        return Queries(self, self.sketch.of_queries(vectors), vectors.shape[1], count)
+    def queries(self, vectors: Tensor, keys: SparseRows) -> Queries:
+        """Ask about vectors (m, features) in a book of these keys."""
+        return Queries(self, vectors, self.sketch.of_queries(vectors), keys)
 
     @cached_property
     def known_strays(self) -> Numbers:

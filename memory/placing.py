@@ -9,19 +9,21 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from editable.memory.links import Links
+from editable.memory.query import Queries
 
 if TYPE_CHECKING:
     from editable.memory.radius import Codebook
 
 SPLIT_GAP = 1e-5  # what the older of two split balls gives up, so that they do not touch (GRACE's constant)
 GUESSED = 8  # keys measured first when the nearest is looked for: one of them nearly always is it
-FEW = 64  # rows that are faster looked at one by one
+FEW = 128  # rows that are faster looked at one by one
 
 Kind = Literal["add", "expand", "covered", "split"]
 KINDS: tuple[Kind, ...] = ("add", "expand", "covered", "split")
@@ -285,20 +287,31 @@ class Course:
         """The nearest ball, if it is near enough to matter, or `within` that distance."""
         within = max(within, life.initial + self.widest)
         seen = lambda rows: self._balls(rows, life.space, without)  # noqa: E731 - reads better than a closure here
-        return self.book.nearest_seen(self.book.keys.slice(row, row + 1)[0], within, seen)
+        place = row - len(self.book.column)
+        bounds = self._asked[place] if self._asked is not None and place >= 0 else None
+        return self.book.nearest_seen(self.book.keys.slice(row, row + 1)[0], within, seen, bounds=bounds)
+
+    @cached_property
+    def _asked(self) -> Queries | None:
+        """The keys that are still to come against the index, as far as that is worked out for all together."""
+        index, keys = self.book.index, self.book.keys
+        with np.errstate(all="ignore"):
+            return None if index is None else index.queries(keys.slice(len(self.book.column), len(keys)), keys)
 
     def _balls(self, rows: Numbers, space: int, without: Sequence[int]) -> Numbers:
         """Those of rows (m,) that have a ball now, in this namespace."""
         column = self.book.column
         kept = np.zeros(len(rows), np.bool_)
         known = rows < len(column)
-        kept[known] = (column.take(rows[known], "radius") >= 0) & (column.take(rows[known], "space") == space)
+        records = column.take(rows[known])
+        kept[known] = (records["radius"] >= 0) & (records["space"] == space)
         return self._corrected(rows, kept, space, without)
 
     def _corrected(self, rows: Numbers, kept: Numbers, space: int, without: Sequence[int]) -> Numbers:
         """Those of rows (m,) that are to be kept, now that some have changed."""
-        for place in np.flatnonzero(np.isin(rows, list(self.lives))) if len(rows) > FEW else range(len(rows)):
-            life = self.lives.get(int(rows[place]))
+        places = np.flatnonzero(np.isin(rows, list(self.lives))) if len(rows) > FEW else np.arange(len(rows))
+        for place, row in zip(places.tolist(), rows[places].tolist(), strict=True):
+            life = self.lives.get(row)
             if life is not None:
                 kept[place] = life.radius >= 0 and life.space == space
         if without:

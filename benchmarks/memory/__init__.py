@@ -13,7 +13,8 @@ Parts (`--parts`, all but the last by default), with each of `--counts` keys:
             in turn in one process; decisions compared with a plain loop over all keys
 - forward   a prefill of 16 tokens with a bare hook that looks up at the key token, and with GRACE holding the book, and
             decode steps with GRACE, against the same model without, in pairs, in random order
-- writes    inserting a key whose place is looked for, or known (as from the log), forgetting, publishing
+- writes    inserting keys whose places are looked for, one by one and 32 at once, or known (as from the log);
+            forgetting, publishing
 - room      memory of the process against raw float32 keys and values; what 1,000 versions take that are kept alive
 - readers   three threads look up while a fourth writes, windows with and without the writer in turn; answers compared
             with a plain loop over the version they came from

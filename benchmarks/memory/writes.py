@@ -1,4 +1,4 @@
-"""What changing a book of so many keys costs: a key whose place is looked for or known, forgetting one, publishing."""
+"""What changing a book of so many keys costs: keys whose places are looked for or known, forgetting one, publishing."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from editable.snapshot import Snapshot
 
 JUDGED = 10_000  # keys from which there is a bar: it is set for a million, and fewer should cost no more
 MEAN_MS, P99_MS = 1.0, 10.0
+TOGETHER = 32  # keys of a batch, as an edit of several or a stream brings them
 LONGEST_S = 30.0  # of a chain: what is slow is measured on fewer changes
 
 Found = Mapping[str, Tail]
@@ -62,6 +63,7 @@ def measure(setting: Setting, filled: Filled) -> Found:
     old = Writer(filled.book).go_on(_forgetting(str(row)) for row in rows)
     return {
         **_searched(filled, count, rng),
+        f"insert {TOGETHER} at once, places looked for, each": _together(filled, count),
         "insert, place known": _inserted(filled, count, Placed("add")).tail,
         "forget an old key": old.tail,
         "publish": Tail.of(_publish(filled, count)),
@@ -82,6 +84,18 @@ def _inserted(filled: Filled, count: int, placed: Placed | None) -> Writer:
 def _adding(filled: Filled, number: int, placed: Placed | None) -> Callable[[Codebook], Codebook]:
     key, owner = filled.spare[number % len(filled.spare)], f"new {number}"
     return lambda book: book.add(key, owner, owner, filled.radius, placed)
+
+
+def _together(filled: Filled, count: int) -> Tail:
+    """A share of the time of its batch for every key, of so many keys at least."""
+    batches = Writer(filled.book).go_on(_adding_all(filled, start) for start in range(0, count, TOGETHER))
+    return Tail.of(seconds / TOGETHER for seconds in batches.seconds for _ in range(TOGETHER))
+
+
+def _adding_all(filled: Filled, start: int) -> Callable[[Codebook], Codebook]:
+    numbers = np.arange(start, start + TOGETHER)
+    keys, owners = filled.spare[numbers % len(filled.spare)], [f"new {number}" for number in numbers]
+    return lambda book: book.add_all(keys, owners, owners, [filled.radius] * TOGETHER, [None] * TOGETHER)
 
 
 def _forgetting(owner: str) -> Callable[[Codebook], Codebook]:

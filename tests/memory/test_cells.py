@@ -54,12 +54,12 @@ def distances(query: Tensor, points: Tensor) -> NDArray[np.float64]:
 def check(cells: Cells, points: Tensor, radius: Radii, query: Tensor, within: float) -> None:
     """Against every distance: all that is near is found, once, with its distance; nothing else that is far."""
     exact, members = distances(query, points), np.flatnonzero(radius >= 0)
-    rows, squares = cells.near(query, within)
+    rows, squares = cells.around(query).near(within)
     assert set(members[exact[members] <= within]) <= set(rows.tolist()) <= set(members.tolist())
     assert len(set(rows.tolist())) == len(rows)
     np.testing.assert_allclose(np.sqrt(squares), exact[rows], rtol=1e-5, atol=1e-5)
     assert (exact[rows] <= within * (1 + 1e-4) + 1e-4).all()
-    reached = set(cells.reaching(query, NO_SLACK)[0].tolist())
+    reached = set(cells.around(query).reaching(NO_SLACK)[0].tolist())
     assert set(members[exact[members] <= radius[members]]) <= reached <= set(members.tolist())
 
 
@@ -83,34 +83,34 @@ def test_a_member_exactly_at_the_limit_is_near() -> None:
         present(np.array([5.0, 1.0], np.float32)),
     )
     query = torch.tensor([3.0, 4.0])
-    assert cells.near(query, 5.0)[0].tolist() == [0]
-    assert cells.near(query, 5.0)[1].tolist() == [25.0]
-    assert cells.reaching(query, NO_SLACK)[0].tolist() == [0]
-    assert cells.near(query, 4.99)[0].tolist() == []
+    assert cells.around(query).near(5.0)[0].tolist() == [0]
+    assert cells.around(query).near(5.0)[1].tolist() == [25.0]
+    assert cells.around(query).reaching(NO_SLACK)[0].tolist() == [0]
+    assert cells.around(query).near(4.99)[0].tolist() == []
 
 
 def test_the_widest_ball_of_a_cell_is_what_reaches() -> None:
     """One cell; a far query is reached through the ball of 50, and with it comes what lies beside."""
     points, radius = torch.tensor([[0.0], [1.0]]), np.array([50.0, 0.5], np.float32)
     cells = Cells.of(points, radius, present(radius))
-    assert 0 in cells.reaching(torch.tensor([-49.0]), NO_SLACK)[0]
-    assert cells.reaching(torch.tensor([-51.0]), NO_SLACK)[0].tolist() == []
-    assert 0 in cells.reaching(torch.tensor([-51.0]), Slack(1.0, 1.5))[0]
-    assert 0 in cells.reaching(torch.tensor([-99.0]), Slack(2.0, 0.0))[0]
+    assert 0 in cells.around(torch.tensor([-49.0])).reaching(NO_SLACK)[0]
+    assert cells.around(torch.tensor([-51.0])).reaching(NO_SLACK)[0].tolist() == []
+    assert 0 in cells.around(torch.tensor([-51.0])).reaching(Slack(1.0, 1.5))[0]
+    assert 0 in cells.around(torch.tensor([-99.0])).reaching(Slack(2.0, 0.0))[0]
 
 
 def test_one_member() -> None:
     cells = Cells.of(torch.tensor([[1.0, 2.0]]), np.zeros(1, np.float32), present(np.zeros(1, np.float32)))
-    assert cells.near(torch.tensor([1.0, 2.0]), 0.0)[0].tolist() == [0]
-    assert cells.reaching(torch.tensor([1.0, 2.0]), NO_SLACK)[0].tolist() == [0]
-    assert cells.near(torch.tensor([1.0, 2.5]), 0.4)[0].tolist() == []
+    assert cells.around(torch.tensor([1.0, 2.0])).near(0.0)[0].tolist() == [0]
+    assert cells.around(torch.tensor([1.0, 2.0])).reaching(NO_SLACK)[0].tolist() == [0]
+    assert cells.around(torch.tensor([1.0, 2.5])).near(0.4)[0].tolist() == []
 
 
 def test_duplicates_are_all_found() -> None:
     points = torch.ones(100, 3)
     cells = Cells.of(points, np.zeros(100, np.float32), present(np.zeros(100, np.float32)))
-    assert sorted(cells.near(torch.ones(3), 0.0)[0].tolist()) == list(range(100))
-    assert sorted(cells.reaching(torch.ones(3), NO_SLACK)[0].tolist()) == list(range(100))
+    assert sorted(cells.around(torch.ones(3)).near(0.0)[0].tolist()) == list(range(100))
+    assert sorted(cells.around(torch.ones(3)).reaching(NO_SLACK)[0].tolist()) == list(range(100))
 
 
 def test_rows_without_a_ball_are_left_out() -> None:
@@ -118,8 +118,8 @@ def test_rows_without_a_ball_are_left_out() -> None:
     radius = np.full(60, -np.inf, np.float32)
     radius[[3, 40]] = 1.0
     cells = Cells.of(points, radius, present(radius))
-    assert sorted(cells.near(points[3], 1e3)[0].tolist()) == [3, 40]
-    assert set(cells.few(points[3], 10).tolist()) <= {3, 40}
+    assert sorted(cells.around(points[3]).near(1e3)[0].tolist()) == [3, 40]
+    assert set(cells.around(points[3]).few(10)[0].tolist()) <= {3, 40}
 
 
 def test_an_empty_cell_is_never_entered() -> None:
@@ -127,13 +127,13 @@ def test_an_empty_cell_is_never_entered() -> None:
     centres = torch.tensor([[0.0, 0.0], [100.0, 0.0], [-100.0, 0.0]])
     empty = Cells._without_members(centres)
     assert len(empty) == 0
-    assert empty.near(torch.zeros(2), 1e3)[0].tolist() == []
-    assert empty.reaching(torch.zeros(2), NO_SLACK)[0].tolist() == []
-    assert empty.few(torch.zeros(2), 5).tolist() == []
+    assert empty.around(torch.zeros(2)).near(1e3)[0].tolist() == []
+    assert empty.around(torch.zeros(2)).reaching(NO_SLACK)[0].tolist() == []
+    assert empty.around(torch.zeros(2)).few(5)[0].tolist() == []
     one = empty.extended(torch.tensor([[99.0, 0.0]]), np.ones(1, np.float32), present(np.ones(1, np.float32)))
-    assert one.near(torch.tensor([98.0, 0.0]), 1.0)[0].tolist() == [0]
-    assert one.near(torch.zeros(2), 1e3)[0].tolist() == [0]
-    assert one.near(torch.zeros(2), 90.0)[0].tolist() == []
+    assert one.around(torch.tensor([98.0, 0.0])).near(1.0)[0].tolist() == [0]
+    assert one.around(torch.zeros(2)).near(1e3)[0].tolist() == [0]
+    assert one.around(torch.zeros(2)).near(90.0)[0].tolist() == []
 
 
 def test_extending_by_nothing_changes_nothing() -> None:
@@ -142,7 +142,7 @@ def test_extending_by_nothing_changes_nothing() -> None:
     same = cells.extended(points[:0], radius, present(radius))
     assert len(same) == 60
     for query in points[:10]:
-        assert sorted(cells.near(query, 2.0)[0].tolist()) == sorted(same.near(query, 2.0)[0].tolist())
+        assert sorted(cells.around(query).near(2.0)[0].tolist()) == sorted(same.around(query).near(2.0)[0].tolist())
 
 
 @pytest.mark.parametrize("steps", [[300], [100, 300], [100, 101, 300], [50, 90, 180, 299, 300]])
@@ -164,7 +164,8 @@ def test_extended_is_as_if_made_at_once(steps: list[int]) -> None:
 
 
 def found(cells: Cells, query: Tensor) -> tuple[list[int], list[int]]:
-    near, reached = cells.near(query, 3.0)[0], cells.reaching(query, NO_SLACK)[0]
+    around = cells.around(query)
+    near, reached = around.near(3.0)[0], around.reaching(NO_SLACK)[0]
     return sorted(near.tolist()), sorted(reached.tolist())
 
 
@@ -202,7 +203,7 @@ def test_far_cells_are_passed_over() -> None:
     """Else the cells would be right, and of no use."""
     points = torch.cat([torch.randn(200, 4, generator=torch.Generator().manual_seed(1)) + 100 * i for i in range(5)])
     cells = Cells.of(points, np.full(1000, 0.1, np.float32), present(np.full(1000, 0.1, np.float32)))
-    kept = cells._cells_near(points[0], 1.0)
+    kept = cells.around(points[0])._reached(1.0)
     assert 0 < len(kept) < len(cells.centres) / 3
 
 
@@ -210,7 +211,7 @@ def test_few_mostly_hold_the_nearest() -> None:
     points = clustered(700, seed=3) + torch.rand(700, 6, generator=torch.Generator().manual_seed(4))
     cells = Cells.of(points, np.zeros(700, np.float32), present(np.zeros(700, np.float32)))
     queries = points[::10] + 0.01
-    guessed = [cells.few(query, 16) for query in queries]
+    guessed = [cells.around(query).few(16)[0] for query in queries]
     assert all(0 < len(rows) <= 16 for rows in guessed)
     held = sum(row * 10 in rows for row, rows in enumerate(guessed))
     assert held >= 0.9 * len(queries)
@@ -221,8 +222,8 @@ def test_a_query_that_is_no_place_is_near_nothing(value: float) -> None:
     points, radius = clustered(60), radii(60)
     cells = Cells.of(points, radius, present(radius))
     for query in (torch.full((6,), value), torch.cat([points[0][:5], torch.tensor([value])])):
-        assert cells.near(query, 100.0)[0].tolist() == []
-        assert cells.reaching(query, NO_SLACK)[0].tolist() == []
+        assert cells.around(query).near(100.0)[0].tolist() == []
+        assert cells.around(query).reaching(NO_SLACK)[0].tolist() == []
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -245,7 +246,7 @@ def test_whatever_is_added_all_that_is_near_is_found(
     exact_queries, beside = points[:: max(1, len(points) // 6)], clustered(4, width, seed + 1) * scale
     for query in torch.cat([exact_queries, beside]):
         exact, members = distances(query, points), np.flatnonzero(radius >= 0)
-        near = cells.near(query, within * scale)[0]
+        near = cells.around(query).near(within * scale)[0]
         assert set(members[exact[members] <= within * scale]) <= set(near.tolist()) <= set(members.tolist())
-        reached = cells.reaching(query, NO_SLACK)[0]
+        reached = cells.around(query).reaching(NO_SLACK)[0]
         assert set(members[exact[members] <= radius[members]]) <= set(reached.tolist()) <= set(members.tolist())

@@ -115,6 +115,16 @@ def test_the_leading_directions_are_found() -> None:
     assert float(directions[1, 1]) > 0.99
 
 
+def test_a_loose_cluster_takes_no_directions_from_a_tight_one() -> None:
+    """By variance alone all coarse directions would be the loose one's, whose numbers are a hundred times as large."""
+    loose, tight = torch.zeros(500, 300), torch.zeros(500, 300)
+    loose[:, : 2 * COARSE] = 100 * drawn(500, 2 * COARSE, 1)
+    tight[:, -6:] = drawn(500, 6, 2)
+    coarse, _ = Sketch.of_sample(torch.cat([loose, tight])).of(tight)
+    kept = (coarse[0] - coarse[1:]).norm(dim=1) / (tight[0] - tight[1:]).norm(dim=1)
+    assert float(kept.min()) > 0.9
+
+
 def test_where_few_directions_carry_everything_little_is_lost() -> None:
     vectors = drawn(200, 12, 1) @ drawn(12, 400, 2)
     sketch = Sketch.of_sample(vectors)
