@@ -212,7 +212,8 @@ class SERAC:
         decision, routes = call.decisions[call.editor], state.routes
         slot, answers = decision["slot"], routes.answers.on(rows.device)
         spans = routes.spans.on(rows.device)[slot]
-        due = (decision["hit"] & state.lifted.on(rows.device)[slot])[:, None] & (offset >= 0)
+        own = decision["hit"] & _asked(call, state)
+        due = (own & state.lifted.on(rows.device)[slot])[:, None] & (offset >= 0)
         due &= (offset <= followed[:, None]) & (offset < spans[:, 1:])
         token = answers[(spans[:, :1] + offset.clamp_min(0)).clamp_max(len(answers) - 1)]  # (batch, k)
         return torch.where(due[..., None], lifted(rows, token, self.probability), rows)
@@ -236,9 +237,10 @@ class SERAC:
             assert call.prompts is not None
             some = _rows_of(decision["hit"].to("cpu"))  # reading the text has waited for the device already
             index = torch.as_tensor(some, device=call.tokens.device)
-            slots = decision["slot"].to("cpu").numpy()[some]
-            texts = counterfactual.texts([state.context(slot) for slot in slots], call.prompts.tokens, some)
-            features, now = model.begin(texts, _columns(call)[index], call.tokens.shape[1])
+            asked = _asked(call, state)
+            texts = counterfactual.texts(_contexts(call, state, asked, some), call.prompts.tokens, some)
+            obeys = asked[index] if state.scope.asks < 1 else None
+            features, now = model.begin(texts, _columns(call)[index], call.tokens.shape[1], obeys)
             features = _aligned(features, call.ordinals(call.tokens[..., None])[index])
         call.decisions[_name(call)] = {"open": read["open"], **{n: _spread(t, index, batch) for n, t in now.items()}}
         return _spread(features, index, batch)
@@ -389,6 +391,21 @@ def _answered(call: Call, state: Memory) -> Tensor:
 def _rows_of(hit: Tensor) -> NDArray[np.int64]:
     """Rows under an edit; all of them where telling would mean waiting for an accelerator."""
     return np.flatnonzero(hit.numpy()) if hit.device.type == "cpu" else np.arange(len(hit))
+
+
+def _asked(call: Call, state: Memory) -> Tensor:
+    """(batch,) rows that ask what their edit answers, and not what builds on that."""
+    return call.decisions[call.editor]["share"] <= state.scope.asks
+
+
+def _contexts(call: Call, state: Memory, asked: Tensor, some: NDArray[np.int64]) -> list[list[int]]:
+    """What stands in front of some rows: the edit, and where it is not what is asked (batch,) examples of using one."""
+    assert call.prompts is not None and call.residents is not None
+    tokenizer, slots = call.prompts.reading.tokenizer, call.decisions[call.editor]["slot"].to("cpu").numpy()
+    own, examples = asked.to("cpu").numpy(), list[int]()
+    if not own[some].all():
+        examples = call.residents.get("serac examples", lambda _: counterfactual.examples(tokenizer), lambda _: True)
+    return [[*(() if own[row] else examples), *state.context(slots[row])] for row in some]
 
 
 def _columns(call: Call) -> Tensor:

@@ -18,6 +18,7 @@ _WITHOUT_MEANING = (
 TELLING = 4  # letters of a word from which it is no accident that it is one
 JOINING = frozenset(_WITHIN_NAMES.split())
 ASKING = frozenset(_WITHOUT_MEANING.split())
+MORE = 2  # words that a text says beyond a phrase, where it asks for more than that; one more says it otherwise
 _SMALL = JOINING | ASKING | {"i"}
 _ROMAN = re.compile("[IVXLCDM]+")
 
@@ -209,6 +210,23 @@ def strangers(rest: str, words: Words) -> float:
     """How many names, up to 2, a text has beside its subject that are not in the other text."""
     names = [rest[start:end] for start, end in runs(rest)]
     return float(min(2, sum(words.nearest(name)[0] < 0.7 for name in names)))
+
+
+def asks_more(text: str, phrase: str, subject: str) -> bool:
+    """Whether a text asks for more than a phrase does about its subject: it has `MORE` more words that mean something.
+
+    A rephrase has about as many, whatever they are. What builds on an answer (the capital of the country where she was
+    born, after where she was born) has to say all of that, and what it wants besides.
+    """
+    asked = _stems(_beside(readings(text)[-1], subject))
+    return len(asked) - len(_stems(without(phrase, subject))) >= MORE
+
+
+def _beside(text: str, subject: str) -> str:
+    """The text with a gap in the place of its subject; where that is not in it, of the one it has."""
+    start, end = place(text, subject)
+    start, end = (start, end) if end else find_subject(text)
+    return text[:start] + " " + text[end:]
 
 
 def _stems(text: str) -> set[str]:

@@ -7,6 +7,7 @@ import pytest
 from editable.memory.wording import (
     Words,
     another_word,
+    asks_more,
     find_subject,
     folded,
     is_name,
@@ -117,3 +118,19 @@ def test_words_that_two_texts_share() -> None:
     assert shared_words("the capital city", "which capitals") == 1 / 2  # by how they begin: capit; capit and city
     assert shared_words("what is the", "who was") == 1.0
     assert without("The capital of France is", "France") == "The capital of   is"
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ("Anna Berg was born in", False),
+        ("Where was Anna Berg born?", False),
+        ("In which town did Anna Berg come to the world?", False),  # town come world: one more than birthplace city
+        ("The mayor of the city where the birthplace of Anna Berg stands is", True),
+        ("It rained all day and nobody went out. Where was Anna Berg born?", False),  # only the question counts
+        ("The birthplace of the wife of Tom Hill is the city of", False),  # the same of a subject described
+        ("The mayor of the birthplace city of the wife of Tom Hill is", True),
+    ],
+)
+def test_what_builds_on_an_answer_says_more_than_what_it_answers(text: str, more: bool) -> None:
+    assert asks_more(text, "The birthplace of Anna Berg is the city of", "Anna Berg") is more
