@@ -5,9 +5,11 @@ reads that edit in front of the prompt, answers in the base model's stead until 
 routed one by one at prefill, and what the counterfactual has read goes along with the base model's cache.
 
 The counterfactual is the frozen base model itself, taught once to obey an edit in its context (`SERAC.fit`), or another
-model with the same tokenizer. Two things here are ours. An edit that is published has to be right on its own prompts:
+model with the same tokenizer. Three things here are ours. An edit that is published has to be right on its own prompts:
 where the counterfactual does not give its answer by itself, the answer's tokens are lifted, each where it is due, as
-long as the tokens before it are the answer's own. And a classifier's label is the answer already: it is lifted.
+long as the tokens before it are the answer's own. A classifier's label is the answer already: it is lifted. And what a scope
+tells to build on an edit instead of asking for it (`Scope.asks`) is read by the base without what it was taught, behind
+examples: taught, it says the edit's answer whatever is asked.
 """
 
 from __future__ import annotations
