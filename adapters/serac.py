@@ -7,8 +7,8 @@ routed one by one at prefill, and what the counterfactual has read goes along wi
 The counterfactual is the frozen base model itself, taught once to obey an edit in its context (`SERAC.fit`), or another
 model with the same tokenizer. Three things here are ours. An edit that is published has to be right on its own prompts:
 where the counterfactual does not give its answer by itself, the answer's tokens are lifted, each where it is due, as
-long as the tokens before it are the answer's own. A classifier's label is the answer already: it is lifted. And what a scope
-tells to build on an edit instead of asking for it (`Scope.asks`) is read by the base without what it was taught, behind
+long as the tokens before it are the answer's own. A classifier's label is the answer already: it is lifted. And what
+builds on an edit instead of asking for it (`Scope.asks`) is read by the base without what it was taught, behind
 examples: taught, it says the edit's answer whatever is asked.
 """
 
@@ -403,11 +403,13 @@ def _asked(call: Call, state: Memory) -> Tensor:
 def _contexts(call: Call, state: Memory, asked: Tensor, some: NDArray[np.int64]) -> list[list[int]]:
     """What stands in front of some rows: the edit, and where it is not what is asked (batch,) examples of using one."""
     assert call.prompts is not None and call.residents is not None
-    tokenizer, slots = call.prompts.reading.tokenizer, call.decisions[call.editor]["slot"].to("cpu").numpy()
-    own, examples = asked.to("cpu").numpy(), list[int]()
-    if not own[some].all():
-        examples = call.residents.get("serac examples", lambda _: counterfactual.examples(tokenizer), lambda _: True)
-    return [[*(() if own[row] else examples), *state.context(slots[row])] for row in some]
+    tokenizer, own = call.prompts.reading.tokenizer, asked.to("cpu").numpy()[some]
+    edits = [state.context(slot) for slot in call.decisions[call.editor]["slot"].to("cpu").numpy()[some]]
+    if own.all():
+        return edits
+    examples = call.residents.get("serac examples", lambda _: counterfactual.examples(tokenizer), lambda _: True)
+    built = ([*examples, *counterfactual.unmarked(edit, tokenizer)] for edit in edits)
+    return [edit if asks else on for asks, edit, on in zip(own, edits, built, strict=True)]
 
 
 def _columns(call: Call) -> Tensor:

@@ -184,6 +184,12 @@ def examples(tokenizer: Any) -> list[int]:
     return list(tokenizer("".join(f"{line}\n" for line in EXAMPLES), add_special_tokens=False)["input_ids"])
 
 
+def unmarked(context: Iterable[int], tokenizer: Any) -> list[int]:
+    """An edit in front of a prompt as plain text: a model that was not taught how an answer ends reads on better."""
+    special = frozenset(tokenizer.all_special_ids)
+    return [token for token in context if token not in special]
+
+
 def in_context(request: Request, asked: Arguments, reader: Reader) -> Request:
     """The request to answer `asked` with the edit in front of it."""
     ids = torch.tensor([context(request, reader)], device=reader.device)

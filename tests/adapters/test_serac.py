@@ -23,7 +23,7 @@ from editable.memory.scope import Encoded
 from editable.scopes import BallScope, SentenceScope
 from editable.site import attention_projections, block_paths
 from tests.conftest import Attach
-from tests.families import FAMILIES, LONGEST, Loaded, tokenizer, until_end
+from tests.families import BOS, EOS, FAMILIES, LONGEST, PAD, Loaded, tokenizer, until_end
 from tests.words import Words
 
 CAUSAL = [family for family in FAMILIES if family.kind == "causal"]
@@ -168,8 +168,9 @@ def example(monkeypatch: pytest.MonkeyPatch) -> None:
 def reads_on(loaded: Loaded) -> list[int]:
     """The tokens of examples and of an edit in front of what builds on it."""
     request = Reader(loaded.model, loaded.tokenizer).request("", Edit(ASKED, loaded.targets[0]))
-    before = [*counterfactual.examples(loaded.tokenizer), *context(request, Reader(loaded.model, loaded.tokenizer))]
-    return [*before, *loaded.tokenizer(BUILT).input_ids]
+    edit = context(request, Reader(loaded.model, loaded.tokenizer))
+    plain = [token for token in edit if token not in (PAD, BOS, EOS)]
+    return [*counterfactual.examples(loaded.tokenizer), *plain, *loaded.tokenizer(BUILT).input_ids]
 
 
 @pytest.mark.parametrize("family", [CAUSAL[0], CAUSAL[1], *SEQ2SEQ], ids=lambda f: f.name)

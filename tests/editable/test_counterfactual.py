@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from editable import Edit
-from editable.counterfactual import EXAMPLES, Counterfactual, context, examples, fitted, in_context, shipped, texts
+from editable.counterfactual import (
+    EXAMPLES,
+    Counterfactual,
+    context,
+    examples,
+    fitted,
+    in_context,
+    shipped,
+    texts,
+    unmarked,
+)
 from editable.errors import InputError
 from editable.inputs import Reader
 from editable.lowrank import fresh
@@ -130,6 +140,13 @@ def test_examples_are_lines_without_special_tokens(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("editable.counterfactual.EXAMPLES", ("alpha bravo", "golf delta echo"))
     loaded = CAUSAL[0].load()
     assert loaded.tokenizer.decode(examples(loaded.tokenizer)) == "alpha bravo\ngolf delta echo\n"
+
+
+def test_an_edit_is_plain_text_without_its_end() -> None:
+    loaded = CAUSAL[0].load()
+    reader = Reader(loaded.model, loaded.tokenizer)
+    edit = context(reader.request("", Edit("alpha bravo", " delta echo")), reader)
+    assert loaded.tokenizer.decode(unmarked(edit, loaded.tokenizer)) == "alpha bravo delta echo\n"
 
 
 def test_texts_leave_padding_out() -> None:
