@@ -18,7 +18,7 @@ _WITHOUT_MEANING = (
 TELLING = 4  # letters of a word from which it is no accident that it is one
 JOINING = frozenset(_WITHIN_NAMES.split())
 ASKING = frozenset(_WITHOUT_MEANING.split())
-MORE = 2  # words that a text says beyond a phrase, where it asks for more than that; one more says it otherwise
+MORE = 2  # words that a text has beyond those of a phrase, where it asks for more than that
 _SMALL = JOINING | ASKING | {"i"}
 _ROMAN = re.compile("[IVXLCDM]+")
 
@@ -213,20 +213,25 @@ def strangers(rest: str, words: Words) -> float:
 
 
 def asks_more(text: str, phrase: str, subject: str) -> bool:
-    """Whether a text asks for more than a phrase does about its subject: it has `MORE` more words that mean something.
+    """Whether a text about a phrase's subject asks for more than the phrase does.
 
-    A rephrase has about as many, whatever they are. What builds on an answer (the capital of the country where she was
-    born, after where she was born) has to say all of that, and what it wants besides.
+    What builds on an answer (the capital of the country where she was born, after where she was born) has to say what
+    that was the answer to, and what it wants besides: names aside, all words of the phrase that mean something and one
+    besides, or `MORE` more than it has. A rephrase has about as many, whatever they are.
     """
-    asked = _stems(_beside(readings(text)[-1], subject))
-    return len(asked) - len(_stems(without(phrase, subject))) >= MORE
+    asked, known = _meant(_nameless(without(readings(text)[-1], subject))), _meant(without(phrase, subject))
+    return len(asked) - len(known) >= MORE or (bool(known) and asked > known)
 
 
-def _beside(text: str, subject: str) -> str:
-    """The text with a gap in the place of its subject; where that is not in it, of the one it has."""
-    start, end = place(text, subject)
-    start, end = (start, end) if end else find_subject(text)
-    return text[:start] + " " + text[end:]
+def _meant(text: str) -> set[str]:
+    """Its words that mean something, by how they begin; what an apostrophe leaves is no word."""
+    return {stem for stem in _stems(text) if len(stem) > 1}
+
+
+def _nameless(text: str) -> str:
+    for start, end in reversed(list(runs(text))):
+        text = text[:start] + " " + text[end:]
+    return text
 
 
 def _stems(text: str) -> set[str]:

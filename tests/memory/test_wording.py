@@ -125,12 +125,17 @@ def test_words_that_two_texts_share() -> None:
     [
         ("Anna Berg was born in", False),
         ("Where was Anna Berg born?", False),
-        ("In which town did Anna Berg come to the world?", False),  # town come world: one more than birthplace city
-        ("The mayor of the city where the birthplace of Anna Berg stands is", True),
+        ("In which town did Anna Berg come to the world?", False),
+        ("What's Anna Berg's birthplace city?", False),  # no word is an s
+        ("The birthplace of Anna Berg in Norway is the city of", False),  # a name says nothing more
+        ("The mayor of the birthplace city of Anna Berg is", True),
+        ("The mayor of the town where the house stands in which Anna Berg was born is", True),
         ("It rained all day and nobody went out. Where was Anna Berg born?", False),  # only the question counts
-        ("The birthplace of the wife of Tom Hill is the city of", False),  # the same of a subject described
-        ("The mayor of the birthplace city of the wife of Tom Hill is", True),
     ],
 )
 def test_what_builds_on_an_answer_says_more_than_what_it_answers(text: str, more: bool) -> None:
     assert asks_more(text, "The birthplace of Anna Berg is the city of", "Anna Berg") is more
+
+
+def test_words_of_a_name_alone_are_nothing_to_say_more_than() -> None:
+    assert not asks_more("Who was Anna Berg's mother?", "Anna Berg is", "Anna Berg")
