@@ -258,9 +258,9 @@ class Candidate:
     text: str
     subject: str
 
-    def more_in(self, text: str) -> bool:
+    def more_in(self, text: str, named: bool) -> bool:
         """Whether a text asks for more than the phrase does; see `asks_more`."""
-        return asks_more(text, self.text, self.subject)
+        return asks_more(text, self.text, self.subject, named)
 
 
 @dataclass(frozen=True, eq=False)

@@ -210,17 +210,18 @@ class SentenceScope:
     def _decided(self, text: str, candidates: Sequence[Candidate], needed: float) -> tuple[int, float]:
         """Slot and share of the surest candidate that is sure enough, else of the nearest in reach.
 
-        What is in reach alone does not name the subject: it asks the same of what has another name, or is described.
+        What is in reach alone does not name the subject: mostly it asks the same of what has another name.
         """
         if not candidates:
             return 0, math.inf
-        surest, share = candidates[0], _share(candidates[0].score, needed)
+        found, share = candidates[0], _share(candidates[0].score, needed)
         if self.reach is None:
-            return surest.slot, share
-        if share <= 1:
-            return surest.slot, 1.0 if surest.more_in(text) else min(share, ASKED)
-        nearest = max(candidates, key=lambda one: (one.cosine, one.slot))
-        return nearest.slot, ASKED if nearest.cosine >= self.reach else math.inf
+            return found.slot, share
+        if share > 1:
+            found = max(candidates, key=lambda one: (one.cosine, one.slot))
+        if share > 1 and found.cosine < self.reach:
+            return found.slot, math.inf
+        return found.slot, 1.0 if found.more_in(text, named=share <= 1) else min(share, ASKED)
 
     def _candidates(self, texts: Sequence[str], book: SentenceBook, memo: dict[Any, Any]) -> dict[str, list[Candidate]]:
         """Of each text, surest first; everything that is not in the memo yet is encoded in one go."""
@@ -250,9 +251,11 @@ class SentenceScope:
         return [(one.slot, *self._measured(text, one, needed)) for one in list(best.values())[:count]]
 
     def _measured(self, text: str, one: Candidate, needed: float) -> tuple[float, float, str]:
-        if self.reach is not None and one.score < needed and one.cosine >= self.reach:
-            return 1 - one.cosine, 1 - self.reach, f"cosine {one.cosine:.3f}, in reach from {self.reach:g} on"
-        more = ", asks for more" if self.reach is not None and one.more_in(text) else ""
+        if self.reach is None:
+            return _doubt(one.score), _doubt(needed), _why(one, needed)
+        more = ", asks for more" if one.more_in(text, named=one.score >= needed) else ""
+        if one.score < needed and one.cosine >= self.reach:
+            return 1 - one.cosine, 1 - self.reach, f"cosine {one.cosine:.3f}, in reach from {self.reach:g} on{more}"
         return _doubt(one.score), _doubt(needed), _why(one, needed) + more
 
 

@@ -134,8 +134,19 @@ def test_words_that_two_texts_share() -> None:
     ],
 )
 def test_what_builds_on_an_answer_says_more_than_what_it_answers(text: str, more: bool) -> None:
-    assert asks_more(text, "The birthplace of Anna Berg is the city of", "Anna Berg") is more
+    assert asks_more(text, "The birthplace of Anna Berg is the city of", "Anna Berg", named=True) is more
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ("The birthplace of the sister of Tom Berg is the city of", False),  # that is Anna
+        ("The mayor of the birthplace city of the sister of Tom Berg is", True),
+    ],
+)
+def test_a_word_may_say_who_is_meant_where_no_name_does(text: str, more: bool) -> None:
+    assert asks_more(text, "The birthplace of Anna Berg is the city of", "Anna Berg", named=False) is more
 
 
 def test_words_of_a_name_alone_are_nothing_to_say_more_than() -> None:
-    assert not asks_more("Who was Anna Berg's mother?", "Anna Berg is", "Anna Berg")
+    assert not asks_more("Who was Anna Berg's mother?", "Anna Berg is", "Anna Berg", named=True)
