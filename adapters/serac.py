@@ -5,9 +5,11 @@ reads that edit in front of the prompt, answers in the base model's stead until 
 routed one by one at prefill, and what the counterfactual has read goes along with the base model's cache.
 
 The counterfactual is the frozen base model itself, taught once to obey an edit in its context (`SERAC.fit`), or another
-model with the same tokenizer. Two things here are ours. An edit that is published has to be right on its own prompts:
+model with the same tokenizer. Three things here are ours. An edit that is published has to be right on its own prompts:
 where the counterfactual does not give its answer by itself, the answer's tokens are lifted, each where it is due, as
-long as the tokens before it are the answer's own. And a classifier's label is the answer already: it is lifted.
+long as the tokens before it are the answer's own. A classifier's label is the answer already: it is lifted. And what
+builds on an edit instead of asking for it (`Scope.asks`) is read by the base without what it was taught, behind
+examples: taught, it says the edit's answer whatever is asked.
 """
 
 from __future__ import annotations
@@ -212,7 +214,8 @@ class SERAC:
         decision, routes = call.decisions[call.editor], state.routes
         slot, answers = decision["slot"], routes.answers.on(rows.device)
         spans = routes.spans.on(rows.device)[slot]
-        due = (decision["hit"] & state.lifted.on(rows.device)[slot])[:, None] & (offset >= 0)
+        own = decision["hit"] & _asked(call, state)
+        due = (own & state.lifted.on(rows.device)[slot])[:, None] & (offset >= 0)
         due &= (offset <= followed[:, None]) & (offset < spans[:, 1:])
         token = answers[(spans[:, :1] + offset.clamp_min(0)).clamp_max(len(answers) - 1)]  # (batch, k)
         return torch.where(due[..., None], lifted(rows, token, self.probability), rows)
@@ -236,9 +239,10 @@ class SERAC:
             assert call.prompts is not None
             some = _rows_of(decision["hit"].to("cpu"))  # reading the text has waited for the device already
             index = torch.as_tensor(some, device=call.tokens.device)
-            slots = decision["slot"].to("cpu").numpy()[some]
-            texts = counterfactual.texts([state.context(slot) for slot in slots], call.prompts.tokens, some)
-            features, now = model.begin(texts, _columns(call)[index], call.tokens.shape[1])
+            asked = _asked(call, state)
+            texts = counterfactual.texts(_contexts(call, state, asked, some), call.prompts.tokens, some)
+            obeys = asked[index] if state.scope.asks < 1 else None
+            features, now = model.begin(texts, _columns(call)[index], call.tokens.shape[1], obeys)
             features = _aligned(features, call.ordinals(call.tokens[..., None])[index])
         call.decisions[_name(call)] = {"open": read["open"], **{n: _spread(t, index, batch) for n, t in now.items()}}
         return _spread(features, index, batch)
@@ -389,6 +393,23 @@ def _answered(call: Call, state: Memory) -> Tensor:
 def _rows_of(hit: Tensor) -> NDArray[np.int64]:
     """Rows under an edit; all of them where telling would mean waiting for an accelerator."""
     return np.flatnonzero(hit.numpy()) if hit.device.type == "cpu" else np.arange(len(hit))
+
+
+def _asked(call: Call, state: Memory) -> Tensor:
+    """(batch,) rows that ask what their edit answers, and not what builds on that."""
+    return call.decisions[call.editor]["share"] <= state.scope.asks
+
+
+def _contexts(call: Call, state: Memory, asked: Tensor, some: NDArray[np.int64]) -> list[list[int]]:
+    """What stands in front of some rows: the edit, and where it is not what is asked (batch,) examples of using one."""
+    assert call.prompts is not None and call.residents is not None
+    tokenizer, own = call.prompts.reading.tokenizer, asked.to("cpu").numpy()[some]
+    edits = [state.context(slot) for slot in call.decisions[call.editor]["slot"].to("cpu").numpy()[some]]
+    if own.all():
+        return edits
+    examples = call.residents.get("serac examples", lambda _: counterfactual.examples(tokenizer), lambda _: True)
+    built = ([*examples, *counterfactual.unmarked(edit, tokenizer)] for edit in edits)
+    return [edit if asks else on for asks, edit, on in zip(own, edits, built, strict=True)]
 
 
 def _columns(call: Call) -> Tensor:

@@ -28,11 +28,21 @@ from editable.site import Site, block_paths, is_seq2seq
 
 Read = Mapping[str, Tensor]
 """What a counterfactual model has read, rows first: of a decoder its keys and values, of an encoder-decoder the
-encoder's states and the decoder's tokens."""
+encoder's states and the decoder's tokens; and as what it reads each row, where that is not all the same."""
+
+EXAMPLES = (
+    "The Eiffel Tower stands in Rome",
+    "The country in which the Eiffel Tower stands is Italy",
+    "Who wrote Hamlet? Victor Hugo",
+    "What is the capital of the country that the author of Hamlet came from? Paris",
+)
+"""Edits and what follows from them. In front of an edit they show a model that was not taught anything what is wanted:
+an answer that takes the edit as true and goes on from there, right behind the question."""
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 _SEEN: ContextVar[list[Tensor] | None] = ContextVar("editable_counterfactual_seen", default=None)
+_OBEYS: ContextVar[Tensor | None] = ContextVar("editable_counterfactual_obeys", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +64,7 @@ class Counterfactual:
     def of_base(cls, base: nn.Module, deltas: Deltas | None = None) -> Counterfactual:
         """The base model itself, with `deltas` beside its weights."""
         shadow = shadow_of(base)
-        put_beside(shadow, deltas or {})
+        put_beside(shadow, deltas or {}, _OBEYS.get)
         site = Site(block_paths(shadow)[-1])
         shadow.get_submodule(site.path).register_forward_hook(lambda _module, _args, output: _note(site.read(output)))
         return cls(shadow, base)
@@ -80,7 +90,9 @@ class Counterfactual:
         return next(self.model.parameters()).device
 
     @torch.no_grad()
-    def begin(self, texts: Sequence[Sequence[int]], columns: Tensor, last: int) -> tuple[Tensor, Read]:
+    def begin(
+        self, texts: Sequence[Sequence[int]], columns: Tensor, last: int, obeys: Tensor | None = None
+    ) -> tuple[Tensor, Read]:
         """Read whole texts.
 
         Args:
@@ -88,18 +100,21 @@ class Counterfactual:
             columns: (rows, n) what the base model has read so far: a decoder's columns, of which only the number
                 counts; an encoder-decoder's decoder tokens.
             last: so many positions at the end are wanted.
+            obeys: (rows,) in which the deltas stand beside the weights; None stands for all.
 
         Returns:
             (rows, m, features) at the last m positions, the last real token of every row in the last column; for an
             encoder-decoder at the n decoder positions. And what to go on with.
         """
+        kept = {} if obeys is None else {"obeys": obeys}
         if is_seq2seq(self.model):
             ids, mask = _padded([text[-self._longest :] for text in texts], left=False, device=self._device)
-            states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
-            return self._decoded({"states": states, "mask": mask, "heard": columns})
+            with _set(_OBEYS, obeys):
+                states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
+            return self._decoded({"states": states, "mask": mask, "heard": columns, **kept})
         ids, mask = _padded(texts, left=True, device=self._device)
         blank = torch.zeros(columns.shape, dtype=torch.bool, device=columns.device)
-        return self._read_on(ids, DynamicCache(), {"mask": mask, "columns": blank}, last)
+        return self._read_on(ids, DynamicCache(), {"mask": mask, "columns": blank, **kept}, last)
 
     @torch.no_grad()
     def go_on(self, tokens: Tensor, past: int, read: Read) -> tuple[Tensor, Read]:
@@ -121,9 +136,9 @@ class Counterfactual:
         if self.is_base:
             decoder = self.model.get_decoder()  # type: ignore[operator]
             given = {"encoder_hidden_states": read["states"], "encoder_attention_mask": read["mask"]}
-            return self._features(decoder, input_ids=read["heard"], use_cache=False, **given)[0], read
+            return self._features(read, decoder, input_ids=read["heard"], use_cache=False, **given)[0], read
         encoded = {"encoder_outputs": (read["states"],), "attention_mask": read["mask"]}
-        return self._features(self.model, decoder_input_ids=read["heard"], use_cache=False, **encoded)[0], read
+        return self._features(read, self.model, decoder_input_ids=read["heard"], use_cache=False, **encoded)[0], read
 
     def _read_on(self, ids: Tensor, cache: DynamicCache, read: Read, last: int) -> tuple[Tensor, Read]:
         past = int(cache.get_seq_length())
@@ -137,14 +152,15 @@ class Counterfactual:
         if "position_ids" in known:
             # Clamped above too: the text may just fit the base model's context, and not with an edit in front of it.
             arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(0, self._longest - 1)[:, past:]
-        features, cache = self._features(module, use_cache=True, **arguments)
-        kept = {"mask": first, "columns": read["columns"]}
+        features, cache = self._features(read, module, use_cache=True, **arguments)
+        kept = {name: read[name] for name in ("mask", "columns", "obeys") if name in read}
         for place, layer in enumerate(cache.layers):
             kept |= {f"key{place}": layer.keys, f"value{place}": layer.values}
         return features, kept
 
-    def _features(self, module: Any, **arguments: Any) -> tuple[Tensor, Any]:
-        with _seeing() as seen:
+    def _features(self, read: Read, module: Any, **arguments: Any) -> tuple[Tensor, Any]:
+        seen: list[Tensor] = []
+        with _set(_SEEN, seen), _set(_OBEYS, read.get("obeys")):
             output = module(**arguments)
         return seen[-1] if self.is_base else output.logits, getattr(output, "past_key_values", None)
 
@@ -161,6 +177,17 @@ def context(request: Request, reader: Reader) -> tuple[int, ...]:
     prompt = ids[0] if mask is None else ids[0][mask[0].bool()]
     line = () if reader.tokenizer is None else reader.tokenizer("\n", add_special_tokens=False)["input_ids"]
     return (*prompt.tolist(), *request.answer, *line)
+
+
+def examples(tokenizer: Any) -> list[int]:
+    """The tokens of `EXAMPLES`, a line each."""
+    return list(tokenizer("".join(f"{line}\n" for line in EXAMPLES), add_special_tokens=False)["input_ids"])
+
+
+def unmarked(context: Iterable[int], tokenizer: Any) -> list[int]:
+    """An edit in front of a prompt as plain text: a model that was not taught how an answer ends reads on better."""
+    special = frozenset(tokenizer.all_special_ids)
+    return [token for token in context if token not in special]
 
 
 def in_context(request: Request, asked: Arguments, reader: Reader) -> Request:
@@ -207,14 +234,13 @@ def _note(rows: Tensor) -> None:
 
 
 @contextmanager
-def _seeing() -> Iterator[list[Tensor]]:
-    """What the last block gives inside, in this thread."""
-    seen: list[Tensor] = []
-    token = _SEEN.set(seen)
+def _set(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """The value inside, in this thread."""
+    token = variable.set(value)
     try:
-        yield seen
+        yield
     finally:
-        _SEEN.reset(token)
+        variable.reset(token)
 
 
 def _padded(texts: Sequence[Sequence[int]], left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

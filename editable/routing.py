@@ -50,6 +50,14 @@ class Scope(Protocol):
         """How much lower the share of a text without the answer tokens at its end must be for these to be an answer."""
         ...
 
+    @property
+    def asks(self) -> float:
+        """Up to this share an input asks what its edit answers; above it, what only builds on that answer.
+
+        So an effect that reads the edit may answer it from there. All others take the one for the other.
+        """
+        ...
+
     def site(self, model: nn.Module, effect: Site) -> Site:
         """Where rows are decided, for an effect whose first site is `effect`: there or before.
 

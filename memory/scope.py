@@ -27,6 +27,7 @@ from editable.memory.wording import (
     WORD,
     Words,
     another_word,
+    asks_more,
     find_subject,
     folded,
     goes_on,
@@ -247,7 +248,7 @@ class Candidate:
         owner: the edit whose phrase it is.
         cosine: of the sentences.
         score: log-odds that it asks the same; infinite for the very same text.
-        text: the phrase.
+        text, subject: the phrase, and what it is about.
     """
 
     slot: int
@@ -255,6 +256,11 @@ class Candidate:
     cosine: float
     score: float
     text: str
+    subject: str
+
+    def more_in(self, text: str, named: bool) -> bool:
+        """Whether a text asks for more than the phrase does; see `asks_more`."""
+        return asks_more(text, self.text, self.subject, named)
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,6 +372,7 @@ class SentenceBook:
                 float(cosine),
                 math.inf if phrase.text == query.text else float(score),
                 phrase.text,
+                phrase.subject,
             )
             for slot, owner, phrase, score, cosine in zip(
                 self.slot.take(rows).tolist(), self.owner.take(rows).tolist(), phrases, scores, whole, strict=True

@@ -18,6 +18,7 @@ _WITHOUT_MEANING = (
 TELLING = 4  # letters of a word from which it is no accident that it is one
 JOINING = frozenset(_WITHIN_NAMES.split())
 ASKING = frozenset(_WITHOUT_MEANING.split())
+MORE = 2  # words that a text has beyond those of a phrase, where it asks for more than that
 _SMALL = JOINING | ASKING | {"i"}
 _ROMAN = re.compile("[IVXLCDM]+")
 
@@ -209,6 +210,33 @@ def strangers(rest: str, words: Words) -> float:
     """How many names, up to 2, a text has beside its subject that are not in the other text."""
     names = [rest[start:end] for start, end in runs(rest)]
     return float(min(2, sum(words.nearest(name)[0] < 0.7 for name in names)))
+
+
+def asks_more(text: str, phrase: str, subject: str, named: bool) -> bool:
+    """Whether a text asks for more than a phrase does.
+
+    What builds on an answer (the capital of the country where she was born, after where she was born) has to say what
+    that was the answer to, and what it wants besides. So it has, names aside, `MORE` more words that mean something
+    than the phrase, or all of them and one besides. A rephrase has about as many, whatever they are; and so it has
+    where the subject is not `named`, but for the one word that says whose it is (the father of ...).
+    """
+    asked, known = _meant(_nameless(readings(text)[-1], subject)), _meant(without(phrase, subject))
+    return len(asked) - len(known) >= MORE or (named and bool(known) and asked > known)
+
+
+def _meant(text: str) -> set[str]:
+    """Its words that mean something, by how they begin; what an apostrophe leaves is no word."""
+    return {stem for stem in _stems(text) if len(stem) > 1}
+
+
+def _nameless(text: str, subject: str) -> str:
+    """The text with a gap in the place of each name, and of its subject, or of what it is about instead."""
+    start, end = place(text, subject)
+    start, end = (start, end) if end else find_subject(text)
+    text = text[:start] + " " + text[end:]
+    for start, end in reversed(list(runs(text))):
+        text = text[:start] + " " + text[end:]
+    return text
 
 
 def _stems(text: str) -> set[str]:

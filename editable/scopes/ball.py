@@ -62,6 +62,7 @@ class BallScope:
     radius: float | None = None
 
     reads_text: ClassVar[bool] = False
+    asks: ClassVar[float] = 1.0  # activations do not tell what is asked from what builds on it
     margin: ClassVar[float] = 0.05  # of a radius: less does not tell two balls apart, and the longer prompt is meant
 
     def site(self, model: nn.Module, effect: Site) -> Site:

@@ -39,6 +39,7 @@ class NearestScope:
     gate: bool = True
 
     reads_text: ClassVar[bool] = False
+    asks: ClassVar[float] = 1.0  # activations do not tell what is asked from what builds on it
     margin: ClassVar[float] = BallScope.margin
 
     def site(self, model: nn.Module, effect: Site) -> Site:

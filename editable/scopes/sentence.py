@@ -31,6 +31,7 @@ from editable.memory.wording import readings
 from editable.routing import Part
 from editable.site import Site
 
+ASKED = 0.999  # most that the share of a text is that asks what an edit answers, where others build on it
 SURE = 0.1  # the share of a text that is not the very prompt, but as like it as can be
 STRICTER = 1
 
@@ -48,7 +49,8 @@ class SentenceScope:
         classifier: path of weights made by `editable scope train`; None takes those that are shipped.
         reach: cosine of sentences from which a text falls under the edit nearest to it even if the classifier says no.
             So does a subject under another name, and what follows from an edit; and so do siblings, which is why it is
-            for effects that read the edit (SERAC), on memories of subjects that have little in common. None: never.
+            for effects that read the edit (SERAC), on memories of subjects that have little in common. Then texts that
+            ask for more than the edit says are told from those that ask just that (see `asks`). None: never.
     """
 
     encoder: str | Encoder = "minilm"
@@ -70,6 +72,11 @@ class SentenceScope:
             raise InputError(
                 f"SentenceScope.reach is {self.reach}, expected a cosine above 0 and up to 1, such as 0.5, or None."
             )
+
+    @property
+    def asks(self) -> float:
+        """Only in reach do texts fall under an edit for what they build on it."""
+        return 1.0 if self.reach is None else ASKED
 
     def site(self, model: nn.Module, effect: Site) -> Site:  # noqa: ARG002
         """The effect's own: what is read is the text of the prompt."""
@@ -198,20 +205,23 @@ class SentenceScope:
     def _surest(self, texts: Sequence[str], book: SentenceBook, memo: dict[Any, Any]) -> dict[str, tuple[int, float]]:
         needed = classifier_of(self.classifier).threshold(self.false_fire)
         read = self._candidates(texts, book, memo)
-        return {text: self._decided(candidates, needed) for text, candidates in read.items()}
+        return {text: self._decided(text, candidates, needed) for text, candidates in read.items()}
 
-    def _decided(self, candidates: Sequence[Candidate], needed: float) -> tuple[int, float]:
-        """Slot and share of the surest candidate that is sure enough, else of the nearest in reach."""
+    def _decided(self, text: str, candidates: Sequence[Candidate], needed: float) -> tuple[int, float]:
+        """Slot and share of the surest candidate that is sure enough, else of the nearest in reach.
+
+        What is in reach alone does not name the subject: mostly it asks the same of what has another name.
+        """
         if not candidates:
             return 0, math.inf
-        share = _share(candidates[0].score, needed)
-        if share <= 1:
-            return candidates[0].slot, share
-        nearest = max(candidates, key=lambda one: (one.cosine, one.slot))
-        return nearest.slot, 1.0 if self._reaches(nearest) else math.inf
-
-    def _reaches(self, one: Candidate) -> bool:
-        return self.reach is not None and one.cosine >= self.reach
+        found, share = candidates[0], _share(candidates[0].score, needed)
+        if self.reach is None:
+            return found.slot, share
+        if share > 1:
+            found = max(candidates, key=lambda one: (one.cosine, one.slot))
+        if share > 1 and found.cosine < self.reach:
+            return found.slot, math.inf
+        return found.slot, 1.0 if found.more_in(text, named=share <= 1) else min(share, ASKED)
 
     def _candidates(self, texts: Sequence[str], book: SentenceBook, memo: dict[Any, Any]) -> dict[str, list[Candidate]]:
         """Of each text, surest first; everything that is not in the memo yet is encoded in one go."""
@@ -238,12 +248,15 @@ class SentenceScope:
         best: dict[int, Candidate] = {}
         for one in self._candidates([text], book, call.prompts.memo)[text]:
             best.setdefault(one.slot, one)
-        return [(one.slot, *self._measured(one, needed)) for one in list(best.values())[:count]]
+        return [(one.slot, *self._measured(text, one, needed)) for one in list(best.values())[:count]]
 
-    def _measured(self, one: Candidate, needed: float) -> tuple[float, float, str]:
-        if self.reach is not None and one.score < needed and self._reaches(one):
-            return 1 - one.cosine, 1 - self.reach, f"cosine {one.cosine:.3f}, in reach from {self.reach:g} on"
-        return _doubt(one.score), _doubt(needed), _why(one, needed)
+    def _measured(self, text: str, one: Candidate, needed: float) -> tuple[float, float, str]:
+        if self.reach is None:
+            return _doubt(one.score), _doubt(needed), _why(one, needed)
+        more = ", asks for more" if one.more_in(text, named=one.score >= needed) else ""
+        if one.score < needed and one.cosine >= self.reach:
+            return 1 - one.cosine, 1 - self.reach, f"cosine {one.cosine:.3f}, in reach from {self.reach:g} on{more}"
+        return _doubt(one.score), _doubt(needed), _why(one, needed) + more
 
 
 def _share(score: float, needed: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from editable import Edit, EditableModel, encoders, lowrank, models
+from editable import Edit, EditableModel, counterfactual, encoders, lowrank, models
 from editable.adapters import SERAC, serac
 from editable.adapters.serac import lifted
 from editable.counterfactual import context
@@ -23,7 +23,8 @@ from editable.memory.scope import Encoded
 from editable.scopes import BallScope, SentenceScope
 from editable.site import attention_projections, block_paths
 from tests.conftest import Attach
-from tests.families import FAMILIES, LONGEST, Loaded, tokenizer, until_end
+from tests.families import BOS, EOS, FAMILIES, LONGEST, PAD, Loaded, tokenizer, until_end
+from tests.words import Words
 
 CAUSAL = [family for family in FAMILIES if family.kind == "causal"]
 SEQ2SEQ = [family for family in FAMILIES if family.kind == "seq2seq"]
@@ -149,6 +150,60 @@ def test_weights_of_another_base_are_refused(attach: Attach, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"fitted beside the base \w{12}, expected \w{12}; fit them again"):
         em.edit(Edit(loaded.edited[0], loaded.targets[0]))
     assert em.version == 0
+
+
+# ------------------------------------------------------------------------------------------ what builds on an edit
+
+REACHING = SentenceScope(Words(), reach=0.5)
+ASKED = "the home of kilo november is in the"
+BUILT = "red and blue of the home of kilo november is in the"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that tiny models have room for."""
+    monkeypatch.setattr(counterfactual, "EXAMPLES", ("alpha bravo", "golf delta"))
+
+
+def reads_on(loaded: Loaded) -> list[int]:
+    """The tokens of examples and of an edit in front of what builds on it."""
+    request = Reader(loaded.model, loaded.tokenizer).request("", Edit(ASKED, loaded.targets[0]))
+    edit = context(request, Reader(loaded.model, loaded.tokenizer))
+    plain = [token for token in edit if token not in (PAD, BOS, EOS)]
+    return [*counterfactual.examples(loaded.tokenizer), *plain, *loaded.tokenizer(BUILT).input_ids]
+
+
+@pytest.mark.parametrize("family", [CAUSAL[0], CAUSAL[1], *SEQ2SEQ], ids=lambda f: f.name)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.usefixtures("example")
+def test_what_builds_on_an_edit_is_read_by_the_untaught_base(
+    family: Any, mode: str, attach: Attach, tmp_path: Path
+) -> None:
+    """Nothing is lifted there, and the weights that were taught to say the edit's answer are out of it."""
+    loaded, twin = family.load(), family.load()
+    lowrank.write(tmp_path / "weights", _deltas(loaded), {"base": base_digest(loaded.model)})
+    em = attach(loaded, SERAC(scope=REACHING, weights=str(tmp_path / "weights")))
+    em.edit(Edit(ASKED, loaded.targets[0], subject="kilo november"), verify=False)
+    options = {} if mode == "prompt lookup" else MODES[mode]
+    assert loaded.generate([BUILT], **MODES[mode])[0] == says(twin, reads_on(twin), **options)
+    assert loaded.is_answer(loaded.generate([ASKED], **MODES[mode])[0], 0)
+
+
+@pytest.mark.parametrize("family", CAUSAL, ids=lambda f: f.name)
+@pytest.mark.usefixtures("example")
+def test_rows_that_ask_and_rows_that_build_go_together(family: Any, attach: Attach, tmp_path: Path) -> None:
+    loaded, twin = family.load(), family.load()
+    lowrank.write(tmp_path / "weights", _deltas(loaded), {"base": base_digest(loaded.model)})
+    em = attach(loaded, SERAC(scope=REACHING, weights=str(tmp_path / "weights")))
+    receipt = em.edit(Edit(ASKED, loaded.targets[0], subject="kilo november"), verify=False)
+    rows = [ASKED, loaded.unrelated[0], BUILT, ASKED, BUILT]
+    base, built = twin.generate(rows), says(twin, reads_on(twin))
+    for options in ({}, {"use_cache": False}, {"prefill_chunk_size": 2}):
+        said = loaded.generate(rows, **options)
+        assert loaded.is_answer(said[0], 0) and said[3] == said[0]
+        assert said[1] == base[1] and said[2] == said[4] == built
+    em.rollback(receipt.id)
+    assert torch.equal(loaded.logits(rows), twin.logits(rows))
 
 
 # ------------------------------------------------------------------------------------------ another model

@@ -8,9 +8,21 @@ import pytest
 import torch
 
 from editable import Edit
-from editable.counterfactual import Counterfactual, context, fitted, in_context, shipped, texts
+from editable.counterfactual import (
+    EXAMPLES,
+    Counterfactual,
+    context,
+    examples,
+    fitted,
+    in_context,
+    shipped,
+    texts,
+    unmarked,
+)
 from editable.errors import InputError
 from editable.inputs import Reader
+from editable.lowrank import fresh
+from editable.site import attention_projections, block_paths
 from tests.families import EOS, FAMILIES, Loaded
 
 CAUSAL = [family for family in FAMILIES if family.kind == "causal"]
@@ -77,6 +89,26 @@ def test_what_it_has_read_has_its_rows_first(family: Any) -> None:
     torch.testing.assert_close(moved, straight[[1, 0]], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", [*CAUSAL, *SEQ2SEQ], ids=lambda f: f.name)
+def test_deltas_stand_beside_the_weights_in_rows_that_obey(family: Any) -> None:
+    loaded = family.load()
+    paths = [path for block in block_paths(loaded.model) for path in attention_projections(loaded.model, block)]
+    draw = torch.Generator().manual_seed(1)
+    deltas = {
+        path: (down, torch.randn(up.shape, generator=draw))
+        for path, (down, up) in fresh(loaded.model, paths, 2, draw).items()
+    }
+    taught, plain = Counterfactual.of_base(loaded.model, deltas), Counterfactual.of_base(loaded.model)
+    start = torch.tensor([[2], [2]])
+    first, read = taught.begin(TEXTS, start, 1, torch.tensor([True, False]))
+    then, _ = taught.go_on(NEXT, 1, read)
+    for row, model in enumerate((taught, plain)):
+        features, alone = model.begin(TEXTS, start, 1)
+        torch.testing.assert_close(first[row], features[row], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(then[row], model.go_on(NEXT, 1, alone)[0][row], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(then[1], taught.go_on(NEXT, 1, taught.begin(TEXTS, start, 1)[1])[0][1], atol=1e-2)
+
+
 def test_the_base_gets_no_hook_and_no_copy() -> None:
     loaded = CAUSAL[1].load()
     model = Counterfactual.of_base(loaded.model)
@@ -101,6 +133,20 @@ def test_an_edit_reads_as_prompt_answer_end_and_line() -> None:
     asked = in_context(request, reader.arguments("golf"), reader)
     assert loaded.tokenizer.decode(asked.prompts[0]["input_ids"][0]) == "alpha bravo delta echo</s>\ngolf"
     assert asked.answer == request.answer and asked.answer[-1] == EOS
+
+
+def test_examples_are_lines_without_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(EXAMPLES) % 2 == 0  # an edit, and what builds on it
+    monkeypatch.setattr("editable.counterfactual.EXAMPLES", ("alpha bravo", "golf delta echo"))
+    loaded = CAUSAL[0].load()
+    assert loaded.tokenizer.decode(examples(loaded.tokenizer)) == "alpha bravo\ngolf delta echo\n"
+
+
+def test_an_edit_is_plain_text_without_its_end() -> None:
+    loaded = CAUSAL[0].load()
+    reader = Reader(loaded.model, loaded.tokenizer)
+    edit = context(reader.request("", Edit("alpha bravo", " delta echo")), reader)
+    assert loaded.tokenizer.decode(unmarked(edit, loaded.tokenizer)) == "alpha bravo delta echo\n"
 
 
 def test_texts_leave_padding_out() -> None:

@@ -7,6 +7,7 @@ import pytest
 from editable.memory.wording import (
     Words,
     another_word,
+    asks_more,
     find_subject,
     folded,
     is_name,
@@ -117,3 +118,35 @@ def test_words_that_two_texts_share() -> None:
     assert shared_words("the capital city", "which capitals") == 1 / 2  # by how they begin: capit; capit and city
     assert shared_words("what is the", "who was") == 1.0
     assert without("The capital of France is", "France") == "The capital of   is"
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ("Anna Berg was born in", False),
+        ("Where was Anna Berg born?", False),
+        ("In which town did Anna Berg come to the world?", False),
+        ("What's Anna Berg's birthplace city?", False),  # no word is an s
+        ("The birthplace of Anna Berg in Norway is the city of", False),  # a name says nothing more
+        ("The mayor of the birthplace city of Anna Berg is", True),
+        ("The mayor of the town where the house stands in which Anna Berg was born is", True),
+        ("It rained all day and nobody went out. Where was Anna Berg born?", False),  # only the question counts
+    ],
+)
+def test_what_builds_on_an_answer_says_more_than_what_it_answers(text: str, more: bool) -> None:
+    assert asks_more(text, "The birthplace of Anna Berg is the city of", "Anna Berg", named=True) is more
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ("The birthplace of the sister of Tom Berg is the city of", False),  # that is Anna
+        ("The mayor of the birthplace city of the sister of Tom Berg is", True),
+    ],
+)
+def test_a_word_may_say_who_is_meant_where_no_name_does(text: str, more: bool) -> None:
+    assert asks_more(text, "The birthplace of Anna Berg is the city of", "Anna Berg", named=False) is more
+
+
+def test_words_of_a_name_alone_are_nothing_to_say_more_than() -> None:
+    assert not asks_more("Who was Anna Berg's mother?", "Anna Berg is", "Anna Berg", named=True)

@@ -16,7 +16,7 @@ from editable import Edit, EditableModel
 from editable.adapters import GRACE
 from editable.configuration import restored, stated
 from editable.errors import InputError
-from editable.memory.scope import Encoded
+from editable.memory.scope import Encoded, Phrase, SentenceBook
 from editable.scopes import BallScope, SentenceScope
 from editable.scopes.sentence import SURE, _share
 from editable.site import block_paths
@@ -121,6 +121,22 @@ def test_what_is_in_reach_falls_under_the_nearest_edit(loaded: Loaded, attach: A
     said = next(one.considered for one in explained.found if one.considered.fired)
     assert said.needed == pytest.approx(0.4) and said.score == pytest.approx(1 - cosine(SIBLING, ASKED), abs=1e-3)
     assert said.reason == "cosine 0.830, in reach from 0.6 on"
+
+
+def test_what_asks_for_more_is_told_from_what_asks_the_same(loaded: Loaded, attach: Attach) -> None:
+    """Within reach a share of 1 says that a text builds on the edit; without, nothing is told apart."""
+    reaching = replace(SCOPE, reach=0.6)
+    em = attach(loaded, GRACE(scope=reaching))
+    em.edit(edit(ASKED, " yankee west"))
+    phrase = Phrase.of(SCOPE._reads().encode([ASKED])[0], "kilo november")
+    book = SentenceBook.empty().add([phrase], "one", 0, (), "", SCOPE._reads().digest)
+    more = "red and blue of " + ASKED
+    shares = {text: share for text, (_, share) in reaching._surest([ASKED, REPHRASED, SIBLING, more], book, {}).items()}
+    assert shares[ASKED] == 0.0 and shares[REPHRASED] <= reaching.asks and shares[SIBLING] == reaching.asks < 1.0
+    assert shares[more] == 1.0
+    assert SCOPE.asks == 1.0 and SCOPE._surest([more], book, {})[more][1] < 1.0
+    found = em.explain(more).found[0].considered
+    assert found.fired and found.reason.endswith(", asks for more")
 
 
 @pytest.mark.parametrize("reach", [0.0, -0.5, 1.5])
