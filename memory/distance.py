@@ -43,13 +43,6 @@ def squares(query: Numbers, keys: Numbers) -> Numbers:
     return found
 
 
-def _measure(found: Numbers, query: Numbers, keys: Numbers) -> None:
-    """Put the squared distances of query (features,) to keys (n, features) into the first n of `found`."""
-    library = faiss()
-    into, asked, read = map(library.swig_ptr, (found, query, keys))
-    library.fvec_L2sqr_ny(into, asked, read, keys.shape[1], len(keys))
-
-
 def may_be_within(squared: Numbers, distance: float, features: int) -> Numbers:
     """Which of `squares` (n,) may belong to keys (features,) that `euclidean` finds within that distance."""
     far = (distance * (1 + 2 * (features + 8) * UNIT)) ** 2 + FLUSHED
