@@ -157,7 +157,7 @@ def test_a_pack_carries_what_was_learned_last(loaded: Loaded, attach: Attach, tm
 
 def test_it_is_refused_where_the_others_cannot_be_learned_again(loaded: Loaded, attach: Attach) -> None:
     """Nothing has changed then; unless it is asked for all the same."""
-    em = attach(loaded, Together(steps=0))
+    em = attach(loaded, Together(values="single", steps=0))
     receipts = em.edit(given_twice(loaded)[0], verify=False)
     version, now = em.version, everything(loaded)
     with pytest.raises(VerificationError, match="failed verification, and nothing has changed"):
