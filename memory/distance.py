@@ -51,7 +51,4 @@ def may_be_within(squared: Numbers, distance: float, features: int) -> Numbers:
 
 def below(squared: Numbers, far: float) -> Numbers:
     """Which of them (n,) are not above `far`; what is no number may be anywhere."""
-    beyond = squared > far
-    if beyond.all():  # mostly so, and sooner told
-        return np.empty(0, np.int64)
-    return (~beyond).nonzero()[0]
+    return (~(squared > far)).nonzero()[0]

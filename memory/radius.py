@@ -32,10 +32,12 @@ from editable.memory.sparse import SparseRows
 
 __all__ = ["SPLIT_GAP", "Codebook", "Placed"]
 
+HEAD = 128  # numbers of a key that are read first, or a quarter of all: mostly they tell that it is far
 AT_ONCE = 32  # keys measured at a time, nearest sketch first; then twice as many, and so on
 
 Numbers = NDArray[Any]
 NOBODY: Numbers = np.empty(0, np.int64)
+TINY = np.finfo(np.float32).tiny  # a ball of radius 0 holds its own key
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,13 +172,26 @@ class Codebook:
 
     def _found_by_scan(self, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
         """Measured is what may be as near as the widest ball is wide: small books."""
-        found, near = None, self._scanned
+        found = None
         for place, query in enumerate(queries.numpy()):
-            rows = may_be_within(squares(query, near), self.widest, near.shape[1])
+            rows = self._reached(query)
             if len(rows):
                 found = found or _Found.nothing(len(queries))
                 found.put(place, *self._decided(queries[place], rows, space))
         return found.tensors if found else nothing_found(len(queries), queries.device)
+
+    def _reached(self, query: Numbers) -> Numbers:
+        """Rows of a small book whose keys may be as near to query (features,) as the widest ball is wide."""
+        heads, features = self._heads, len(query)
+        near = may_be_within(squares(query[: heads.shape[1]], heads), self.widest, features)
+        if len(near) <= AT_ONCE:
+            return near
+        return may_be_within(squares(query, self._scanned), self.widest, features)
+
+    @cached_property
+    def _heads(self) -> Numbers:
+        """(n, at least HEAD or a quarter of the features) the first numbers of all keys of a small book."""
+        return np.ascontiguousarray(self._scanned[:, : max(HEAD, self._scanned.shape[1] // 4)])
 
     @cached_property
     def _scanned(self) -> Numbers:
@@ -206,10 +221,10 @@ class Codebook:
         """The nearest ball of rows (k,) to query (features,), and the distance as a share of its radius, or inf."""
         rows = self._balls(rows, space)
         row, distance = _latest_nearest(rows, self._measured(query, rows))
-        around = np.float32(self.life(row).radius if row >= 0 else -math.inf)
+        around = self.column.take(np.array([row]), "radius")[0] if row >= 0 else -math.inf
         if distance > around:
             return 0, math.inf
-        return row, float(distance / np.maximum(around, np.finfo(np.float32).tiny))
+        return row, float(distance / max(around, TINY))
 
     def nearest(
         self, query: Tensor, within: float = math.inf, without: Sequence[int] = (), space: str | None = None

@@ -64,6 +64,23 @@ def check_against_brute_force(book: Codebook, queries: Tensor) -> None:
             assert int(row[index]) == near
 
 
+@pytest.mark.parametrize("features", [96, 300, 600])
+@pytest.mark.parametrize("alike", [3, 80])
+def test_keys_that_differ_in_their_last_numbers_alone(features: int, alike: int) -> None:
+    """What is read first of a key tells nothing of these, be they few or many."""
+    draw = torch.Generator().manual_seed(features + alike)
+    keys = torch.zeros(alike, features)
+    keys[:, -8:] = 3 * torch.randn(alike, 8, generator=draw)
+    others = 5 * torch.randn(40, features, generator=draw)
+    both = torch.cat([keys, others])
+    book = Codebook.empty(features)
+    book = book.add_all(
+        both, list(range(len(both))), [str(n) for n in range(len(both))], [1.0] * len(both), [None] * len(both)
+    )
+    check_against_brute_force(book, both + 0.1 * torch.randn(both.shape, generator=draw))
+    check_against_brute_force(book, torch.cat([both, torch.full((1, features), torch.nan)]))
+
+
 # ------------------------------------------------------------------------- the published rule, resolution 0
 
 
