@@ -131,7 +131,7 @@ class Hooks:
         module = self.model.get_submodule(placements[0].site.path)
         act = torch.compiler.disable(functools.partial(self.act, placements))
         if placements[0].site.side == "input":
-            return module.register_forward_pre_hook(_InputHook(act), with_kwargs=True)
+            return module.register_forward_pre_hook(InputHook(act), with_kwargs=True)
         # prepend: captured hidden states and the user's own hooks get to see the edited value.
         return module.register_forward_hook(_OutputHook(act), prepend=True, with_kwargs=True)
 
@@ -393,10 +393,13 @@ class _OutputHook(Inert):
 
 
 @dataclass(eq=False)
-class _InputHook(Inert):
+class InputHook(Inert):
+    """Lets `act` make another first argument of a module's, by place or by name; None leaves it."""
+
     act: Callable[[Any], Any]
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As `register_forward_pre_hook` calls it, with keyword arguments."""
         if args:
             changed = self.act(args[0])
             return None if changed is None else ((changed, *args[1:]), kwargs)

@@ -84,9 +84,8 @@ class Batch:
 
     def alike(self, other: Batch) -> bool:
         """Whether a model is asked the same by both."""
-        both = zip(self.arguments.items(), other.arguments.items(), strict=False)
-        same = len(self.arguments) == len(other.arguments)
-        return same and all(one[0] == two[0] and torch.equal(one[1], two[1]) for one, two in both)
+        same = self.arguments.keys() == other.arguments.keys()
+        return same and all(torch.equal(value, other.arguments[name]) for name, value in self.arguments.items())
 
     def select(self, rows: Tensor) -> Batch:
         """Only those rows, in that order."""

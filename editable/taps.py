@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editable.hooks import InputHook
 from editable.prompt import HEADED
 from editable.site import Site
 
@@ -21,33 +22,14 @@ from editable.site import Site
 @contextmanager
 def watching(model: nn.Module, site: Site, seen: dict[Site, Any]) -> Iterator[None]:
     """Keep the site's activation of every forward, as it is."""
-    with _told(model, site, lambda activation: seen.update({site: activation})):
+    with _tapped(model, site, lambda activation: seen.update({site: activation})):
         yield
 
 
 @contextmanager
 def collecting(model: nn.Module, site: Site, found: list[Tensor]) -> Iterator[None]:
     """Append the site's rows of every forward."""
-    with _told(model, site, lambda activation: found.append(site.read(activation).detach())):
-        yield
-
-
-@contextmanager
-def _told(model: nn.Module, site: Site, tell: Callable[[Any], None]) -> Iterator[None]:
-    """Call `tell` with the site's activation in every forward."""
-    module = model.get_submodule(site.path)
-
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tell(args[0] if args else next(iter(kwargs.values())))
-
-    def after(_module: nn.Module, _args: Any, output: Any) -> None:
-        tell(output)
-
-    if site.side == "input":
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(after)
-    with handle:
+    with _tapped(model, site, lambda activation: found.append(site.read(activation).detach())):
         yield
 
 
@@ -84,26 +66,24 @@ def putting(model: nn.Module, site: Site, values: Tensor, columns: Tensor | None
 @contextmanager
 def changing(model: nn.Module, site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let rows (batch, positions, features) at the site become what `change` makes of them."""
-    module = model.get_submodule(site.path)
 
     def put(activation: Any) -> Any:
         rows = site.read(activation)
         changed = change(rows)
-        return activation if changed is rows else site.write(activation, changed)
+        return None if changed is rows else site.write(activation, changed)
 
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (put(args[0]), *args[1:]), kwargs
-        name = next(iter(kwargs))
-        return args, {**kwargs, name: put(kwargs[name])}
+    with _tapped(model, site, put):
+        yield
 
-    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return put(output)
 
+@contextmanager
+def _tapped(model: nn.Module, site: Site, act: Callable[[Any], Any]) -> Iterator[None]:
+    """What `act` makes of the site's activation takes its place in every forward; None leaves it."""
+    module = model.get_submodule(site.path)
     if site.side == "input":
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+        handle = module.register_forward_pre_hook(InputHook(act), with_kwargs=True)
     else:
-        handle = module.register_forward_hook(after)
+        handle = module.register_forward_hook(lambda _module, _args, output: act(output))
     with handle:
         yield
 

@@ -167,8 +167,7 @@ class Codebook:
         exact = euclidean(queries, self.keys.on(queries.device)).masked_fill(radius < 0, torch.inf)  # (m, n)
         row, distance = latest_nearest(exact)
         around = radius[row]
-        smallest = torch.finfo(radius.dtype).tiny  # a ball of radius 0 holds its own key
-        return row, torch.where(distance <= around, distance / around.clamp_min(smallest), torch.inf)
+        return row, torch.where(distance <= around, distance / around.clamp_min(float(TINY)), torch.inf)
 
     def _found_by_scan(self, queries: Tensor, space: str | None) -> tuple[Tensor, Tensor]:
         """Measured is what may be as near as the widest ball is wide: small books."""
@@ -252,7 +251,7 @@ class Codebook:
         if not len(self):
             return -1, math.inf
         query = query.detach().float()
-        if self.keys.device.type != "cpu" or not np.isfinite(query.numpy()).all():
+        if not self._here or not np.isfinite(query.numpy()).all():
             return self.nearest_of(query, seen(np.arange(len(self))), within)
         with np.errstate(all="ignore"):
             if self.index is None:
@@ -433,7 +432,7 @@ class Codebook:
         if self.job is not None and made is None:
             return self  # not done yet; or in vain, and then it is not tried again with every key
         book = self if made is None else self._adopting(made)
-        if book.keys.device.type != "cpu":
+        if not book._here:
             return book
         keys, column, index = book.keys, book.column, book.index
         if index is None and len(book) >= first(keys.rows.view.shape[1]):

@@ -33,7 +33,6 @@ from editable.site import Site
 
 ASKED = 0.999  # most that the share of a text is that asks what an edit answers, where others build on it
 SURE = 0.1  # the share of a text that is not the very prompt, but as like it as can be
-STRICTER = 1
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class SentenceScope:
         if not len(book):
             return []
         judge, read = classifier_of(self.classifier), self._reads().encode([phrase.text for phrase in phrases])
-        needed = judge.threshold(self.false_fire / STRICTER)
+        needed = judge.threshold(self.false_fire)
         found = [
             book.rivals(one, phrase.subject, judge, space, label, needed)
             for one, phrase in zip(read, phrases, strict=True)
