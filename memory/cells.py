@@ -1,14 +1,18 @@
 """Sketches sorted into cells: which of many lie near a query, without looking at most of them.
 
-A cell is known by its centre, by how far its members reach from it, and by the box around them; both bound from below
-how near any member can be, so whole cells are passed over. The members of the others are all measured. Immutable once
-made; nothing is ever missed. Knows rows and sketches, nothing of keys or balls but their widest radius.
+A cell is known by its centre and by how far its members reach from it, which bounds from below how near any member can
+be, so whole cells are passed over. Of the others those members are looked at that are about as far from the centre as
+the query is. Immutable once made; nothing is ever missed. Knows rows and sketches, nothing of keys or balls but their
+widest radius.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,15 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from editable.memory.distance import squares
-from editable.memory.ordered import Ordered
-from editable.memory.package import faiss
+from editable.memory.ordered import Coded, Ordered
+from editable.memory.package import faiss, loops
 from editable.memory.sketch import Slack
+
+if TYPE_CHECKING:
+    from editable.memory.loops import Sorted
 
 CELLS_PER_ROOT = 6.0  # cells for n members: so many times the square root of n
 MOST_CELLS = 8192  # above it, bounding the cells costs more than scanning them
 TRAINED_ON = 10  # members a cell's centre is found from
-CHUNK = 16384  # members assigned at a time
-ROUNDING = 1e-5  # relative error of a bound computed in float32, generously
+ENTERED = 16  # cells in which the nearest member is guessed to be
 
 Numbers = NDArray[Any]
 
@@ -36,144 +42,135 @@ class Cells:
     Args:
         centres: (cells, width) float32.
         outer, inner: (cells,) the largest and the smallest distance of a member from its centre.
-        low, high: (cells, width) the box around the members.
-        widest: (cells,) the largest radius of a member's ball when it came in; -inf in an empty cell.
-        radius: (rows,) each row's radius when it came in.
+        widest: (cells,) the largest radius of a member's ball when members last came; -inf in an empty cell.
+        radius: (rows,) each row's radius then.
         members: the sketches, in the order of their cells.
         places: (rows,) where in that order each row is; of no meaning for one that is no member.
+        size: no member is longer.
     """
 
-    centres: Tensor
-    outer: Tensor
-    inner: Tensor
-    low: Tensor
-    high: Tensor
-    widest: Tensor
+    centres: Numbers
+    outer: Numbers
+    inner: Numbers
+    widest: Numbers
     radius: Numbers
     members: Ordered
     places: Numbers
+    size: float = 0.0
 
     @classmethod
-    def of(cls, sketches: Tensor, radius: Numbers, live: Numbers) -> Cells:
-        """Sort sketches (rows, width) into cells, with the radii (rows,) of their balls; only those that are live."""
-        members = torch.from_numpy(np.flatnonzero(live))
-        count = min(MOST_CELLS, len(members), round(CELLS_PER_ROOT * len(members) ** 0.5))
-        centres = _centres(sketches, members, count)
-        empty = cls._without_members(centres)
-        return empty.extended(sketches, radius, live)
-
-    @classmethod
-    def _without_members(cls, centres: Tensor) -> Cells:
-        count, width = centres.shape
-        none = torch.full((count,), -torch.inf)
-        box = torch.full((count, width), torch.inf)
-        nobody = np.empty(0, np.float32), Ordered.empty(count, width), np.empty(0, np.int32)
-        return cls(centres, none, -none, box, -box, none, *nobody)
+    def of(cls, sample: Tensor, count: int) -> Cells:
+        """Nobody, in cells for `count` members like the sketches of a sample (n, width)."""
+        centres = _centres(sample, min(len(sample), most(count))).numpy()
+        none, nobody = np.full(len(centres), -np.inf, np.float32), np.empty(0, np.float32)
+        members = Ordered.empty(*centres.shape)
+        return cls(centres, none, -none, none, nobody, members, nobody.astype(np.int32))
 
     def __len__(self) -> int:
         return len(self.radius)
 
-    def extended(self, sketches: Tensor, radius: Numbers, live: Numbers) -> Cells:
+    def extended(self, parts: Iterable[Tensor], radius: Numbers, live: Numbers) -> Cells:
         """With the rows from len(self) on as members, where they are live.
 
-        sketches (new, width) are theirs; radius (rows,) and live (rows,) are of all rows.
+        Args:
+            parts: (k, width) their sketches, one part after another.
+            radius: (rows,) of all rows, those that are there included.
+            live: (rows,) the same.
         """
-        known = len(self)
-        new = np.flatnonzero(live[known:])
-        sketch, rows = sketches[torch.from_numpy(new)], new + known
-        cell, distance = _assigned(sketch, self.centres)
-        spread = cell[:, None].expand_as(sketch)
-        reach = torch.from_numpy(radius)[torch.from_numpy(rows)]
-        members = self.members.with_members(rows, sketch, cell.numpy(), distance.numpy())
-        places = np.zeros(len(live), np.int32)
+        new, size, row, centres = [], self.size, len(self), torch.from_numpy(self.centres)
+        for sketches in parts:
+            rows = row + np.flatnonzero(live[row : row + len(sketches)])
+            sketch = sketches[torch.from_numpy(rows - row)]
+            cell = torch.cdist(sketch, centres).argmin(dim=1)
+            new.append(Coded.of(rows, cell.numpy(), sketch - centres[cell]))
+            size, row = max(size, float(sketch.norm(dim=1).max()) if len(rows) else 0.0), row + len(sketches)
+        members = self.members.with_members(Coded.together(new)) if new else self.members
+        return Cells.with_bounds(self.centres, members, radius, size)
+
+    @classmethod
+    def with_bounds(cls, centres: Numbers, members: Ordered, radius: Numbers, size: float) -> Cells:
+        """What follows from who is where, and from the radii (rows,) of all rows."""
+        filled = np.flatnonzero(np.diff(members.starts))
+        first, last = members.starts[filled], members.starts[filled + 1] - 1
+        outer, inner, widest = (np.full(len(centres), edge, np.float32) for edge in (-np.inf, np.inf, -np.inf))
+        outer[filled], inner[filled] = members.apart[last], members.apart[first]
+        if len(filled):
+            widest[filled] = np.maximum.reduceat(radius[members.rows], first)
+        places = np.zeros(len(radius), np.int32)
         places[members.rows] = np.arange(len(members))
-        return Cells(
-            self.centres,
-            self.outer.scatter_reduce(0, cell, distance, "amax"),
-            self.inner.scatter_reduce(0, cell, distance, "amin"),
-            self.low.scatter_reduce(0, spread, sketch, "amin"),
-            self.high.scatter_reduce(0, spread, sketch, "amax"),
-            self.widest.scatter_reduce(0, cell, reach, "amax"),
-            np.concatenate([self.radius, radius[known:]]),
-            members,
-            places,
+        return cls(centres, outer, inner, widest, radius, members, places, size)
+
+    @cached_property
+    def sorted(self) -> Sorted:
+        """As loops take it."""
+        there = self.members
+        codes = there.heads.numpy(), there.tails.numpy()
+        return loops().Sorted(  # type: ignore[no-any-return]
+            self.centres, self.outer, self.inner, there.starts, there.apart, there.scales, *codes, there.error
         )
 
-    def at(self, rows: Numbers) -> Numbers:
-        """(k, width) the sketches of rows (k,) that are members."""
-        return self.members.at(self.places[rows])
+    def compile(self) -> None:
+        """Look something up, so that nobody has to wait for the loops when somebody first does."""
+        around = self.around(self.centres[0])
+        around.near(0.0)
+        around.bounds(around.few(1)[0])
 
-    def around(self, query: Tensor) -> Around:
-        """Ask about query (width,)."""
-        point = query.numpy()
-        return Around(self, point, np.sqrt(squares(point, self.centres.numpy())))
+    def around(self, point: Numbers) -> Around:
+        """Ask about a point (width,)."""
+        return Around(self, point)
 
 
 @dataclass(frozen=True)
 class Around:
-    """Cells around a query.
-
-    Args:
-        cells: which.
-        point: (width,) the query.
-        distances: (cells,) from it to their centres.
-    """
+    """Cells around a point (width,)."""
 
     cells: Cells
     point: Numbers
-    distances: Numbers
 
     def near(self, radius: float) -> tuple[Numbers, Numbers]:
-        """(rows, squared distances) of all members within `radius`."""
-        return self._scanned(self._reached(radius), radius, radius)
+        """(rows, bounds) of all members that may lie within `radius`."""
+        return self._near(np.full(len(self.cells.centres), radius, np.float32))
 
     def reaching(self, slack: Slack) -> tuple[Numbers, Numbers]:
-        """(rows, squared distances) among which are all members whose ball, with that slack, holds the query."""
-        reach = slack(self.cells.widest.numpy())
-        kept = self._reached(reach)
-        return self._scanned(kept, reach[kept], float(reach[kept].max(initial=0.0)))
+        """(rows, bounds) among which are all members whose ball, with that slack, holds the point."""
+        return self._near(slack(self.cells.widest).astype(np.float32))
 
-    def few(self, count: int, cells: int = 16) -> tuple[Numbers, Numbers]:
+    def few(self, count: int) -> tuple[Numbers, Numbers]:
         """(rows, squared distances) of some members that lie near, most likely the nearest among them; a guess."""
-        apart = self.distances
-        near = np.sort(np.argpartition(apart, cells)[:cells]) if len(apart) > cells else np.arange(len(apart))
-        return self.cells.members.few(self.point, near, count)
+        places, squared = loops().few(self.point, self.distances, self.cells.sorted, ENTERED, count)
+        return self.cells.members.rows[places], squared
 
-    @np.errstate(invalid="ignore", over="ignore")  # a query that is no place is near nothing
-    def _reached(self, reach: Numbers | float) -> Numbers:
-        """The cells with a member that may lie within `reach` (one, or one for each cell)."""
-        outer, inner = self.cells.outer.numpy(), self.cells.inner.numpy()
-        ball = np.maximum(self.distances - outer, inner - self.distances) - self._rounding(outer)
-        cells = np.flatnonzero(ball <= reach)
-        low, high = self.cells.low.numpy()[cells], self.cells.high.numpy()[cells]
-        outside = np.maximum(low - self.point, self.point - high).clip(min=0)
-        box = np.sqrt(np.einsum("ij,ij->i", outside, outside)) * (1 - ROUNDING)
-        near: Numbers = cells[box <= (reach if isinstance(reach, float) else reach[cells])]
-        return near
+    def bounds(self, rows: Numbers) -> Numbers:
+        """(k,) of rows (k,) that are members."""
+        places, starts = self.cells.places[rows], self.cells.members.starts
+        own = np.searchsorted(starts, places, side="right") - 1
+        bounds: Numbers = loops().bounds(self.point, places, own, self.cells.sorted)
+        return bounds
 
-    def _scanned(self, cells: Numbers, reach: Numbers | float, radius: float) -> tuple[Numbers, Numbers]:
-        """Of the members of cells (k,), those within `radius`; none but what `reach` (one, or (k,)) lets be near."""
-        distances = self.distances[cells]
-        reach = reach + self._rounding(self.cells.outer.numpy())[cells]
-        ring = np.maximum(distances - reach, 0), distances + reach
-        return self.cells.members.within(self.point, cells, *ring, radius * radius * (1 + ROUNDING))
+    def _near(self, reach: Numbers) -> tuple[Numbers, Numbers]:
+        places, bounds = loops().near(self.point, self.distances, reach, self.cells.sorted)
+        return self.cells.members.rows[places], bounds
 
-    def _rounding(self, outer: Numbers) -> Numbers:
-        """(cells,) by how much a difference of distances from the centres may be wrong."""
-        rounding: Numbers = ROUNDING * (self.distances + outer)
-        return rounding
+    @cached_property
+    def distances(self) -> Numbers:
+        """(cells,) to their centres."""
+        distances: Numbers = np.sqrt(squares(self.point, self.cells.centres))
+        return distances
 
 
-def _centres(sketches: Tensor, members: Tensor, count: int) -> Tensor:
-    if not count:
-        return torch.zeros(1, sketches.shape[1])
-    width = sketches.shape[1]
-    step = max(1, len(members) // (TRAINED_ON * count))
-    sample = sketches[members[::step]].contiguous().numpy()
+def most(count: int) -> int:
+    """Cells for so many members."""
+    return min(MOST_CELLS, round(CELLS_PER_ROOT * math.sqrt(count)))
+
+
+def _centres(sample: Tensor, count: int) -> Tensor:
+    """(count, width) means of a sample (n, width) of sketches."""
+    if count <= 0:
+        return torch.zeros(1, sample.shape[1])
     means = faiss().Kmeans(
-        width, count, niter=4, seed=1, min_points_per_centroid=1, max_points_per_centroid=2 * TRAINED_ON
+        sample.shape[1], count, niter=4, seed=1, min_points_per_centroid=1, max_points_per_centroid=2 * TRAINED_ON
     )
-    means.train(sample)
+    means.train(sample.contiguous().numpy())
     centres = torch.from_numpy(means.centroids)
     return centres[_side_by_side(centres, torch.arange(count))]
 
@@ -186,10 +183,3 @@ def _side_by_side(centres: Tensor, rows: Tensor) -> Tensor:
     widest = int((part.amax(dim=0) - part.amin(dim=0)).argmax())
     rows = rows[part[:, widest].argsort()]
     return torch.cat([_side_by_side(centres, half) for half in rows.tensor_split(2)])
-
-
-def _assigned(members: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest centre of each member (n, width), and how far it is."""
-    cells = [torch.cdist(part, centres).argmin(dim=1) for part in members.split(CHUNK)]
-    cell = torch.cat(cells) if cells else torch.empty(0, dtype=torch.long)
-    return cell, (members - centres[cell]).norm(dim=1)

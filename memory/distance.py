@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,11 @@ def may_be_within(squared: Numbers, distance: float, features: int) -> Numbers:
     """Which of `squares` (n,) may belong to keys (features,) that `euclidean` finds within that distance."""
     far = (distance * (1 + 2 * (features + 8) * UNIT)) ** 2 + FLUSHED
     return below(squared, far)
+
+
+def measured_at_most(square: float, features: int) -> float:
+    """How far a key (features,) may be measured to be by `euclidean` where this is what `squares` says."""
+    return math.sqrt(square + FLUSHED) * (1 + 2 * (features + 8) * UNIT)
 
 
 def below(squared: Numbers, far: float) -> Numbers:

@@ -7,6 +7,7 @@ has wrong, is added to what it finds, so that decisions never depend on it. It i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,17 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from editable.memory.cells import Cells
+from editable.memory.cells import TRAINED_ON, Cells, most
 from editable.memory.query import Queries, Query
 from editable.memory.rows import Rows
 from editable.memory.sketch import SAMPLE, Sketch
 from editable.memory.sparse import SparseRows
 
 SCANNED = 2_000_000  # numbers that are read in the time an index takes: `editable bench memory --parts switch`
-LATEST = 4096  # keys that may wait to be sorted into cells
+LATEST = 2048  # keys that may wait to be sorted into cells
 REGROW = 4  # the directions and the cells are found anew when there are so many times the keys
 PENDING = 32  # keys that may wait for their sketches: together they are made faster
-STRAYS = 1024  # balls that outgrew what their cell knows, from which the cells are made anew
+STRAYS = 1024  # balls that outgrew what their cell knows, from which the cells are told anew
 CHUNK = 16384  # keys sketched at a time
 
 Numbers = NDArray[Any]
@@ -43,9 +44,8 @@ class Index:
 
     Args:
         sketch: the map from keys to sketches.
-        latest: the coarse ones of the keys that are in no cell.
-        fine: the fine ones of all, in bfloat16.
-        size: no coarse sketch is longer.
+        latest: those of the keys that are in no cell.
+        size: no sketch is longer.
         cells: those of the others, sorted; None while there are few keys.
         strays: rows in the sorted part whose radius has grown since, or that had no ball then and have one now.
         made_at: keys there were when directions and cells were found.
@@ -53,7 +53,6 @@ class Index:
 
     sketch: Sketch
     latest: Rows
-    fine: Rows
     size: float
     cells: Cells | None = None
     strays: frozenset[int] = frozenset()
@@ -64,14 +63,24 @@ class Index:
         """Everything anew, for keys (n, features) with these radii (n,)."""
         live = np.flatnonzero(keys.live.array())
         live = live if len(live) else np.arange(len(keys))  # directions from nowhere would bound nothing
-        sample = live[:: max(1, len(live) // SAMPLE)][:SAMPLE]
-        sketch = Sketch.of_sample(keys.at(torch.from_numpy(sample)))
-        fine = Rows.empty(sketch.directions.shape[1] - sketch.coarse + 1, dtype=torch.bfloat16)
-        index = cls(sketch, Rows.empty(sketch.coarse + 1), fine, 0.0, made_at=len(keys)).extended(keys)
-        return index.sorted(keys, radius) if len(keys) > LATEST else index
+        sketch = Sketch.of_sample(keys.at(_some(live, SAMPLE)))
+        index = cls(sketch, Rows.empty(sketch.width), 0.0, made_at=len(keys))
+        if len(keys) <= LATEST:
+            return index.extended(keys)
+        sample = index._sketched(keys, _some(live, TRAINED_ON * most(len(live))))
+        empty = Cells.of(torch.cat(list(sample)), len(live))
+        parts = index._sketched(keys, torch.arange(len(keys)))
+        cells = empty.extended(parts, radius, keys.live.array())
+        cells.compile()
+        return index._with(cells)
+
+    def _sketched(self, keys: SparseRows, rows: Tensor) -> Iterator[Tensor]:
+        """The sketches of rows (k,), CHUNK at a time."""
+        for some in rows.split(CHUNK):
+            yield self.sketch.of(keys.at(some))
 
     def __len__(self) -> int:
-        return len(self.fine)
+        return self.sorted_rows + len(self.latest)
 
     @property
     def sorted_rows(self) -> int:
@@ -84,23 +93,15 @@ class Index:
 
     def extended(self, keys: SparseRows) -> Index:
         """With sketches of the keys (n, features) that came since."""
-        latest, fine, size = self.latest, self.fine, self.size
+        latest, size = self.latest, self.size
         for start in range(len(self), len(keys), CHUNK):
-            coarse, rest = self.sketch.of(keys.slice(start, min(start + CHUNK, len(keys))))
-            latest, fine = latest.append(coarse), fine.append(rest)
-            size = max(size, float(coarse.norm(dim=1).amax()))
-        return replace(self, latest=latest, fine=fine, size=size)
+            sketches = self.sketch.of(keys.slice(start, min(start + CHUNK, len(keys))))
+            latest, size = latest.append(sketches), max(size, float(sketches.norm(dim=1).amax()))
+        return replace(self, latest=latest, size=size)
 
-    def sorted(self, keys: SparseRows, radius: Numbers) -> Index:
-        """With cells for all keys that are not let go, made anew."""
-        sketches = torch.from_numpy(self.coarse(np.arange(len(self))))
-        return self._with(Cells.of(sketches, radius, keys.live.array()))
-
-    def merged(self, keys: SparseRows, radius: Numbers) -> Index:
-        """With the latest keys added to the cells there are."""
-        if self.cells is None or len(self.strays) > STRAYS:
-            return self.sorted(keys, radius)
-        return self._with(self.cells.extended(self.latest.view, radius, keys.live.array()))
+    def merged(self, radius: Numbers, live: Numbers) -> Index:
+        """With the latest keys added to the cells there are, which are told all radii (rows,)."""
+        return self._with(self.cells.extended([self.latest.view], radius, live)) if self.cells else self
 
     def taking(self, cells: Cells | None, radius: Numbers) -> Index:
         """With other cells for the same sketches, now that the rows they know have these radii (rows,)."""
@@ -110,18 +111,9 @@ class Index:
         return index.noting(np.arange(index.sorted_rows), radius[: index.sorted_rows])
 
     def _with(self, cells: Cells) -> Index:
-        later = self.latest.view[len(cells) - self.sorted_rows :]
-        return replace(self, cells=cells, latest=self.latest.like().append(later), strays=frozenset())
-
-    def coarse(self, rows: Numbers) -> Numbers:
-        """(k, coarse + 1) the coarse sketches of rows (k,)."""
-        sorted_part, latest = rows < self.sorted_rows, self.latest.view.numpy()
-        if self.cells is None or not sorted_part.any():
-            return latest[rows - self.sorted_rows]  # type: ignore[no-any-return]
-        found = np.empty((len(rows), latest.shape[1]), np.float32)
-        found[sorted_part] = self.cells.at(rows[sorted_part])
-        found[~sorted_part] = latest[rows[~sorted_part] - self.sorted_rows]
-        return found
+        later = self.latest.view[max(len(cells) - self.sorted_rows, 0) :]
+        latest, size = self.latest.like().append(later), max(self.size, cells.size)
+        return replace(self, cells=cells, latest=latest, size=size, strays=frozenset())
 
     def noting(self, rows: Numbers, radius: Numbers) -> Index:
         """With balls that changed: rows (m,) have these radii (m,) now."""
@@ -151,4 +143,11 @@ class Index:
 
     def renewed(self, keys: SparseRows, radius: Numbers) -> Index:
         """Better suited to these keys, which must all have their sketches: in the background nothing is appended."""
-        return Index.of(keys, radius) if len(keys) >= REGROW * self.made_at else self.merged(keys, radius)
+        if self.cells is None or len(keys) >= REGROW * self.made_at:
+            return Index.of(keys, radius)
+        return self.merged(radius, keys.live.array())
+
+
+def _some(rows: Numbers, count: int) -> Tensor:
+    """At most so many of rows (n,), evenly."""
+    return torch.from_numpy(rows[:: max(1, -(-len(rows) // count))])

@@ -1,4 +1,4 @@
-"""FAISS, imported when it is first needed."""
+"""What is imported when it is first needed: it takes a while, and small books do without."""
 
 from __future__ import annotations
 
@@ -10,3 +10,10 @@ def faiss() -> Any:
     import faiss
 
     return faiss
+
+
+def loops() -> Any:
+    """The compiled loops of a search, and with them numba."""
+    from editable.memory import loops
+
+    return loops

@@ -299,7 +299,7 @@ class Course:
             return None if index is None else index.queries(keys.slice(len(self.book.column), len(keys)), keys)
 
     def _balls(self, rows: Numbers, space: int, without: Sequence[int]) -> Numbers:
-        """Those of rows (m,) that have a ball now, in this namespace."""
+        """(m,) which of rows (m,) have a ball now, in this namespace."""
         column = self.book.column
         kept = np.zeros(len(rows), np.bool_)
         known = rows < len(column)
@@ -308,7 +308,7 @@ class Course:
         return self._corrected(rows, kept, space, without)
 
     def _corrected(self, rows: Numbers, kept: Numbers, space: int, without: Sequence[int]) -> Numbers:
-        """Those of rows (m,) that are to be kept, now that some have changed."""
+        """Which of rows (m,) are to be kept (m,), now that some have changed."""
         places = np.flatnonzero(np.isin(rows, list(self.lives))) if len(rows) > FEW else np.arange(len(rows))
         for place, row in zip(places.tolist(), rows[places].tolist(), strict=True):
             life = self.lives.get(row)
@@ -316,4 +316,4 @@ class Course:
                 kept[place] = life.radius >= 0 and life.space == space
         if without:
             kept &= ~np.isin(rows, without)
-        return rows[kept]
+        return kept

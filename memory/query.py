@@ -1,6 +1,6 @@
 """Vectors against an index: which keys may be near, at more and more cost for fewer and fewer.
 
-Coarse sketches of all keys that are in no cell come first, then cells, fine sketches and keys, where that leaves any.
+Sketches of the keys that are in no cell are all looked at; of the others those that their cells leave.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,8 +24,7 @@ from editable.memory.sparse import SparseRows
 if TYPE_CHECKING:
     from editable.memory.index import Index
 
-FEW = 32  # keys that are measured sooner than their fine sketches are compared
-FEW_HEADS = 4  # sketches that are read to the end for each row that is guessed
+FEW = 32  # keys that are measured without looking further
 
 Numbers = NDArray[Any]
 
@@ -65,7 +63,8 @@ class Queries:
 
         The rows are None where they have to be asked for.
         """
-        queries = map(self.__getitem__, range(len(self.vectors)))
+        finite = [place for place, length in enumerate(self.sketched.lengths) if math.isfinite(length)]
+        queries = map(self.__getitem__, finite)  # the others are near nothing
         if self.index.cells is not None:
             yield from ((query, None) for query in queries)
             return
@@ -91,26 +90,19 @@ class Query:
 
     def may_reach(self, column: Column, widest: float) -> Numbers:
         """Rows among which are all whose ball may hold the vector, where none is wider than `widest`."""
-        rows, distances = self._coarse(lambda around: around.reaching(self.slack), self.slack(widest))
-        reach = column.take(rows, "radius")
-        kept = distances <= self.slack(reach)
-        rows, reach = rows[kept], reach[kept]
-        if len(rows) > FEW:
-            rows = rows[self._fine(rows) <= self.fine_slack(reach)]
+        rows, bounds = self._found(lambda around: around.reaching(self.slack), self.slack(widest))
+        if len(strays := self.index.known_strays) and self.around is not None:
+            kept = ~np.isin(rows, strays)
+            rows, bounds = _joined((rows[kept], bounds[kept]), (strays, self.around.bounds(strays)))
+        rows = rows[~(bounds > self.slack(column.take(rows, "radius")))]
         return np.concatenate([rows, self.pending(widest)])
 
     def within(self, distance: float) -> tuple[Numbers, Numbers]:
         """(rows, bounds), lowest bound first, of all that may be measured to lie within `distance`."""
-        far = self.slack(distance)
-        rows, distances = self._coarse(lambda around: around.near(far), far)
-        rows = np.concatenate([rows[distances <= far], self.pending(distance)])
-        bounds = np.zeros(len(rows), np.float32)
-        if len(rows) <= FEW:
-            return rows, bounds
-        sketched = rows < len(self.index)
-        bounds[sketched] = self._fine(rows[sketched])
+        far, pending = self.slack(distance), self.pending(distance)
+        found = self._found(lambda around: around.near(far), far)
+        rows, bounds = _joined(found, (pending, np.zeros(len(pending), np.float32)))
         order = np.argsort(bounds, kind="stable")
-        order = order[: self.beyond(bounds[order], distance)]
         return rows[order], bounds[order]
 
     def pending(self, distance: float) -> Numbers:
@@ -119,94 +111,66 @@ class Query:
 
     def may_lie(self, rows: Numbers, limits: Numbers) -> Numbers:
         """(m,) which of rows (m,) may lie within limits (m,)."""
-        kept = rows >= len(self.index)
-        known = np.flatnonzero(~kept)
-        coarse = np.sqrt(squares(self.coarse.numpy(), self.index.coarse(rows[known])))
-        known = known[coarse <= self.slack(limits[known])]
-        kept[known] = self._fine(rows[known]) <= self.fine_slack(limits[known])
+        bounds, start = np.zeros(len(rows), np.float32), self.index.sorted_rows
+        if self.around is not None:
+            bounds[rows < start] = self.around.bounds(rows[rows < start])
+        late = (rows >= start) & (rows < len(self.index))
+        bounds[late] = np.sqrt(self.latest_squares[rows[late] - start])
+        kept: Numbers = ~(bounds > self.slack(limits))
         return kept
 
     def beyond(self, bounds: Numbers, limit: float) -> int:
         """How many of these bounds, lowest first, may belong to vectors within `limit`."""
-        if len(bounds) <= FEW:
-            return len(bounds)
-        return int(np.searchsorted(bounds, self.fine_slack(limit), side="right"))
+        return int(np.searchsorted(bounds, self.slack(limit), side="right"))
 
     def guess(self, count: int) -> Numbers:
         """Some rows that most likely include the nearest."""
-        sorted_rows = self.index.sorted_rows
-        rows = np.arange(sorted_rows, sorted_rows + len(self.latest_squares) + len(self._pending_squares))
+        start = self.index.sorted_rows
         squared = np.concatenate([self.latest_squares, self._pending_squares])
+        rows = np.arange(start, start + len(squared))
         if self.around is not None:
-            few, apart = self.around.few(FEW_HEADS * count)
-            rows, squared = np.concatenate([rows, few]), np.concatenate([squared, apart])
+            rows, squared = _joined((rows, squared), self.around.few(count))
         return rows[np.argpartition(squared, count)[:count]] if len(rows) > count else rows
 
-    def _coarse(self, ask: Callable[[Around], tuple[Numbers, Numbers]], radius: float) -> tuple[Numbers, Numbers]:
-        """(rows, distances of coarse sketches): what the cells answer, the latest rows within `radius`, the strays."""
-        near = np.flatnonzero(self._latest_distances <= radius)
-        found = [(near + self.index.sorted_rows, self._latest_distances[near])]
-        if self.around is not None:
-            rows, apart = ask(self.around)
-            found.append((rows, np.sqrt(apart)))
-        if len(strays := self.index.known_strays):
-            found = [(rows[kept], part[kept]) for rows, part in found for kept in [~np.isin(rows, strays)]]
-            found.append((strays, np.zeros(len(strays), np.float32)))
-        rows, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return rows, distances
-
-    def _fine(self, rows: Numbers) -> Numbers:
-        """(m,) the distances of both sketches of rows (m,) from the vector's."""
-        coarse = self.index.coarse(rows)[:, :-1]
-        coarse -= self.coarse.numpy()[:-1]
-        fine = self.index.fine.view.index_select(0, torch.from_numpy(rows)).float().numpy()  # numpy has no bfloat16
-        fine -= self._fine_sketch[0]
-        return np.sqrt(np.einsum("ij,ij->i", coarse, coarse) + np.einsum("ij,ij->i", fine, fine))  # type: ignore[no-any-return]
+    def _found(self, ask: Callable[[Around], tuple[Numbers, Numbers]], radius: float) -> tuple[Numbers, Numbers]:
+        """(rows, bounds): what the cells answer, and the latest rows within `radius`."""
+        near = below(self.latest_squares, radius * radius)
+        latest = near + self.index.sorted_rows, np.fmax(np.sqrt(self.latest_squares[near]), 0)  # what is no number: 0
+        return latest if self.around is None else _joined(latest, ask(self.around))
 
     @property
     def index(self) -> Index:
         """What is asked."""
         return self.queries.index
 
-    @cached_property
-    def coarse(self) -> Tensor:
-        """(coarse + 1,) the vector's coarse sketch."""
-        return self.queries.sketched.coarse[self.place]
+    @property
+    def point(self) -> Numbers:
+        """(width,) the vector's sketch."""
+        point: Numbers = self.queries.sketched.points[self.place]
+        return point
 
     @cached_property
     def around(self) -> Around | None:
         """The cells around it, if there are any."""
-        return None if self.index.cells is None else self.index.cells.around(self.coarse)
+        return None if self.index.cells is None else self.index.cells.around(self.point)
 
     @cached_property
     def slack(self) -> Slack:
-        """What coarse sketches leave open."""
-        return Slack.of(self.queries.features, self.size, self.queries.sketched.errors[self.place])
+        """What sketches leave open."""
+        size = max(math.sqrt(self.queries.sketched.lengths[self.place]), self.index.size)
+        return Slack.of(self.queries.features, size, self.queries.sketched.errors[self.place])
 
     @cached_property
-    def fine_slack(self) -> Slack:
-        """What both sketches leave open."""
-        return Slack.of(self.queries.features, self.size, self._fine_sketch[1], fine=True)
-
-    @property
-    def size(self) -> float:
-        """No coarse sketch is longer, neither of a key nor of the vector."""
-        return max(math.sqrt(self.queries.sketched.lengths[self.place]), self.index.size)
+    def latest_squares(self) -> Numbers:
+        """(latest,) squared distances of the sketches that are in no cell yet."""
+        return squares(self.point, self.index.latest.view.numpy())
 
     @cached_property
     def _pending_squares(self) -> Numbers:
         """(pending,) squared distances of the keys without sketches."""
         return squares(self.queries.vectors[self.place].numpy(), self.queries.pending)
 
-    @cached_property
-    def _fine_sketch(self) -> tuple[Numbers, float]:
-        return self.queries.sketched.fine(self.place)
 
-    @cached_property
-    def latest_squares(self) -> Numbers:
-        """(latest,) squared distances of the coarse sketches that are in no cell yet."""
-        return squares(self.coarse.numpy(), self.index.latest.view.numpy())
-
-    @cached_property
-    def _latest_distances(self) -> Numbers:
-        return np.sqrt(self.latest_squares)
+def _joined(one: tuple[Numbers, Numbers], other: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers]:
+    """(rows, bounds) of both."""
+    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])

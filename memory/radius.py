@@ -20,14 +20,16 @@ from torch import Tensor
 
 from editable.memory.background import Job
 from editable.memory.column import Column
-from editable.memory.distance import euclidean, latest_nearest, may_be_within, squares
+from editable.memory.distance import euclidean, latest_nearest, may_be_within, measured_at_most, squares
 from editable.memory.index import Index, first
 from editable.memory.links import Links
 from editable.memory.names import Names
+from editable.memory.package import loops
 from editable.memory.placing import GUESSED, KINDS, RECORD, SPLIT_GAP, Course, Life, Placed, Witnesses, widest
 from editable.memory.query import Query
 from editable.memory.retold import Retold
 from editable.memory.rows import Rows
+from editable.memory.sketch import Slack
 from editable.memory.sparse import SparseRows
 
 __all__ = ["SPLIT_GAP", "Codebook", "Placed"]
@@ -37,6 +39,7 @@ AT_ONCE = 32  # keys measured at a time, nearest sketch first; then twice as man
 
 Numbers = NDArray[Any]
 NOBODY: Numbers = np.empty(0, np.int64)
+NO_SLACK = Slack(1.0, 0.0)
 TINY = np.finfo(np.float32).tiny  # a ball of radius 0 holds its own key
 
 
@@ -233,7 +236,7 @@ class Codebook:
         -1, where there is none `within` that distance, and a distance that none is nearer than; infinite in a book
         without balls. Rows in `without`, and other namespaces where one is given, are as if they were not there.
         """
-        return self.nearest_seen(query, within, lambda rows: self._balls(rows, space, without))
+        return self.nearest_seen(query, within, lambda rows: self._are_balls(rows, space, without))
 
     def nearest_seen(
         self,
@@ -244,58 +247,61 @@ class Codebook:
         perhaps: Numbers = NOBODY,
         bounds: Query | None = None,
     ) -> tuple[int, float]:
-        """The same among those rows that `seen` leaves of some; `guessed` many, and `perhaps`, are tried first.
+        """The same among those rows (m,) for which `seen` says so (m,).
 
-        `bounds` are those of the query against the index, where they are known.
+        To know how far to look, `guessed` many and `perhaps` are tried first. `bounds` are those of the query against
+        the index, where they are known.
         """
         if not len(self):
             return -1, math.inf
         query = query.detach().float()
-        if not self._here or not np.isfinite(query.numpy()).all():
-            return self.nearest_of(query, seen(np.arange(len(self))), within)
+        if not self._here or self.index is None or not np.isfinite(query.numpy()).all():
+            rows = np.arange(len(self))
+            return self.nearest_of(query, rows[seen(rows)], within)
         with np.errstate(all="ignore"):
-            if self.index is None:
-                return self._nearest_by_scan(query, within, seen(np.arange(len(self))))
             bounds = bounds or self.index.query(query, self.keys)
-            return self._nearest_by_index(bounds, query, within, seen, np.append(bounds.guess(guessed), perhaps))
-
-    def _nearest_by_scan(self, query: Tensor, within: float, rows: Numbers) -> tuple[int, float]:
-        if not len(rows):
-            return -1, math.inf
-        apart = squares(query.numpy(), self._scanned)[rows]
-        likely = float(self._measured(query, rows[[apart.argmin()]])[0])
-        near = rows[may_be_within(apart, min(likely, within), len(query))]
-        row, least = _latest_nearest(near, self._measured(query, near))
-        return (row, least) if least <= within else (-1, math.nextafter(within, math.inf))
-
-    def _nearest_by_index(
-        self, bounds: Query, query: Tensor, within: float, seen: Callable[[Numbers], Numbers], tried: Numbers
-    ) -> tuple[int, float]:
-        tried = seen(tried)
-        row, least = _latest_nearest(tried, self._measured(query, tried))
-        if min(least, within) == math.inf:
-            return self.nearest_of(query, seen(np.arange(len(self))), within)
-        best = (row, least) if least <= within else (-1, math.nextafter(within, math.inf))
-        return self._nearer(bounds, query, best, lambda rows: seen(rows[(rows[:, None] != tried).all(axis=1)]))
+            tried = np.append(bounds.guess(guessed), perhaps)
+            reach = min(self._at_most(query, tried[seen(tried)]), within)
+            return self._nearest_within(bounds, query, reach, seen)
 
     def nearest_of(self, query: Tensor, rows: Numbers, within: float) -> tuple[int, float]:
         """The same among rows (m,), all of which are measured."""
+        if self._here and self.index is None and len(rows) > AT_ONCE:
+            rows = self._nearest_scanned(query, rows)
         row, least = _latest_nearest(rows, self._measured(query, rows))
         return (row, least) if least <= within or row < 0 else (-1, least)
 
-    def _nearer(
-        self, bounds: Query, query: Tensor, best: tuple[int, float], seen: Callable[[Numbers], Numbers]
+    def _nearest_scanned(self, query: Tensor, rows: Numbers) -> Numbers:
+        """Those of rows (m,) of a small book that may be measured to be the nearest."""
+        apart = squares(query.numpy(), self._scanned)[rows]
+        return _perhaps_nearest(rows, apart, len(query))
+
+    def _at_most(self, query: Tensor, rows: Numbers) -> float:
+        """A distance that the nearest of rows (m,) is not measured to be beyond; infinite where there is none."""
+        return measured_at_most(float(self._squares(query, rows).min(initial=math.inf)), len(query))
+
+    def _nearest_within(
+        self, bounds: Query, query: Tensor, reach: float, seen: Callable[[Numbers], Numbers]
     ) -> tuple[int, float]:
-        """The nearest of all that are seen and of the best (row, distance) there has been so far."""
-        rows, lowest = bounds.within(best[1])
-        start, count = 0, AT_ONCE
-        while start < bounds.beyond(lowest, best[1]):
-            some = seen(rows[start : start + count])
-            row, least = _latest_nearest(some, self._measured(query, some))
-            if row >= 0 and (least, -row) < (best[1], -best[0]):
-                best = (row, least)
-            start, count = start + count, 2 * count
-        return best
+        """The nearest of all that are seen within some distance."""
+        rows, lowest = bounds.within(reach)
+        kept = seen(rows)
+        rows, lowest = rows[kept], lowest[kept]
+        if not len(rows):
+            return -1, math.nextafter(reach, math.inf)
+        apart = self._squares(query, rows, lowest, bounds.slack)
+        rows = _perhaps_nearest(rows, apart, len(query))
+        row, least = _latest_nearest(rows, self._measured(query, rows))
+        return (row, least) if least <= reach else (-1, math.nextafter(reach, math.inf))
+
+    def _squares(self, query: Tensor, rows: Numbers, lowest: Numbers = NOBODY, slack: Slack = NO_SLACK) -> Numbers:
+        """(m,) squared distances of query (features,) to the keys of rows (m,), summed in another order.
+
+        Infinite for those that another one is nearer than, by the `lowest` (m,) that sketches say, in order.
+        """
+        keys, places = self.keys.rows.view.numpy(), self.keys.places(rows)
+        squared: Numbers = loops().squares(query.numpy(), keys, places, lowest, slack.stretch, slack.shift)
+        return squared
 
     def within(self, row: int, rows: Numbers, limits: Numbers) -> Numbers:
         """Those of rows (m,) whose keys lie within limits (m,) of a key."""
@@ -309,14 +315,18 @@ class Codebook:
         """(m,) distances of a key to those of rows (m,)."""
         return self._measured(self.keys.slice(row, row + 1)[0], rows)
 
-    def _balls(self, rows: Numbers, space: str | None, without: Sequence[int] = ()) -> Numbers:
-        """Those of rows (m,) that have a ball and may be seen."""
-        kept = self.column.take(rows, "radius") >= 0
+    def _balls(self, rows: Numbers, space: str | None) -> Numbers:
+        """Those of rows (m,) that have a ball."""
+        return rows[self._are_balls(rows, space)]
+
+    def _are_balls(self, rows: Numbers, space: str | None, without: Sequence[int] = ()) -> Numbers:
+        """(m,) which of rows (m,) have a ball and may be seen."""
+        kept: Numbers = self.column.take(rows, "radius") >= 0
         if space is not None:
             kept &= self.column.take(rows, "space") == self.space_names.find(space)
         if without:
             kept &= ~np.isin(rows, without)
-        return rows[kept]
+        return kept
 
     def _measured(self, query: Tensor, rows: Numbers) -> Numbers:
         """(m,) distances of query (features,) to the keys of rows (m,)."""
@@ -478,6 +488,11 @@ class _Found:
     def tensors(self) -> tuple[Tensor, Tensor]:
         """As `Codebook.find` gives them."""
         return torch.from_numpy(self.rows), torch.from_numpy(self.shares)
+
+
+def _perhaps_nearest(rows: Numbers, squared: Numbers, features: int) -> Numbers:
+    """Those of rows (m,) that may be measured to be the nearest, where these are their `squares` (m,)."""
+    return rows[may_be_within(squared, measured_at_most(float(squared.min()), features), features)]
 
 
 def _latest_nearest(rows: Numbers, apart: Numbers) -> tuple[int, float]:

@@ -250,15 +250,14 @@ class Retold(Course):
         within = max(within, life.initial + self.widest)
         key = self.book.keys.slice(row, row + 1)[0]
         if self.now <= DIRECT:
-            rows = self._balls(np.arange(self.now + 1), life.space, without)
-            return self.book.nearest_of(key, rows, within)
+            rows = np.arange(self.now + 1)
+            return self.book.nearest_of(key, rows[self._balls(rows, life.space, without)], within)
         seen = lambda rows: self._balls(rows, life.space, without)  # noqa: E731
         guessed = min(MOST_GUESSED, GUESSED * len(self.book) // self.now)
         return self.book.nearest_seen(key, within, seen, guessed, np.array(sorted(self.guesses), np.int64))
 
     def _balls(self, rows: Numbers, space: int, without: Sequence[int]) -> Numbers:
-        rows = rows[rows <= self.now]
         known = self.before.column.take(rows)
-        kept = (known["born"] >= 0) & (known["born"] < self.now) & (known["space"] == space)
+        kept = (rows <= self.now) & (known["born"] >= 0) & (known["born"] < self.now) & (known["space"] == space)
         kept &= ((known["died"] < 0) | (known["died"] >= self.now)) & self.book.keys.live.take(rows)
         return self._corrected(rows, kept, space, without)

@@ -2,8 +2,8 @@
 
 A vector is moved to the sample's mean and projected onto orthonormal directions, those that tell most vectors of the
 sample apart; what is left over counts by its norm alone. So the distance of two sketches is at most the distance of the
-two vectors, and in activation space, where few directions carry most of the variance, it is not much less. The coarse
-sketch takes few directions, the fine one goes on with many more, in bfloat16. Knows nothing of balls.
+two vectors, and in activation space, where few directions carry most of the variance, it is not much less. Knows
+nothing of balls.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from torch import Tensor
 
 from editable.memory.distance import UNIT
 
-COARSE = 63  # directions in a coarse sketch; one more number is the norm of the rest
-FINE = 64  # directions in a fine sketch, beyond the coarse ones; and again the norm of the rest
+DIRECTIONS = 127  # in a sketch; one more number is the norm of the rest
 SAMPLE = 4096  # vectors the directions are taken from
 NEIGHBOURS = 1024  # of these, at least, that are held against their nearest neighbour
-FINE_UNIT = 2.0**-8  # and to bfloat16, which only the stored one of two fine sketches suffers
 
 Numbers = NDArray[Any]
 
@@ -35,7 +33,7 @@ class Sketch:
 
     Args:
         mean: (features,) float32.
-        directions: (features, directions) float64, orthonormal columns; the coarse ones first.
+        directions: (features, directions) float64, orthonormal columns; those that tell most first.
     """
 
     mean: Tensor
@@ -46,7 +44,7 @@ class Sketch:
         """Fit to vectors (n, features): the leading directions of what `_told_apart` has, by subspace iteration."""
         mean = vectors.double().mean(dim=0).float()
         apart = _told_apart(vectors, mean)
-        width = min(COARSE + FINE, *vectors.shape)
+        width = min(DIRECTIONS, *vectors.shape)
         generator = torch.Generator().manual_seed(seed)
         basis = torch.randn(vectors.shape[1], width + 8, generator=generator, dtype=torch.float64)
         for _ in range(3):
@@ -55,39 +53,33 @@ class Sketch:
         return cls(mean, torch.linalg.qr(basis @ turned.T).Q[:, :width].contiguous())
 
     @property
-    def coarse(self) -> int:
-        """Directions of a coarse sketch."""
-        return min(COARSE, self.directions.shape[1])
+    def width(self) -> int:
+        """Numbers of a sketch."""
+        return self.directions.shape[1] + 1
 
-    def of(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The coarse sketches (n, coarse + 1) and the fine ones (n, fine + 1) of vectors (n, features), float32."""
+    def of(self, vectors: Tensor) -> Tensor:
+        """(n, width) float32, of vectors (n, features)."""
         centred = vectors.double() - self.mean
         along = centred @ self.directions
-        near, far = along[:, : self.coarse], along[:, self.coarse :]
-        rest = centred.square().sum(dim=1) - near.square().sum(dim=1)
-        rests = [part.clamp_min(0).sqrt()[:, None] for part in (rest, rest - far.square().sum(dim=1))]
-        return torch.cat([near, rests[0]], dim=1).float(), torch.cat([far, rests[1]], dim=1).float()
+        rest = centred.square().sum(dim=1) - along.square().sum(dim=1)
+        return torch.cat([along, rest.clamp_min(0).sqrt()[:, None]], dim=1).float()
 
     def of_queries(self, vectors: Tensor) -> Sketched:
-        """The coarse sketches of vectors (m, features) in float32 arithmetic, which reads half as much."""
+        """The sketches of vectors (m, features) in float32 arithmetic, which reads half as much."""
         # numpy and plain numbers cost a fraction of torch's calls; but numpy's products have threads of their own.
         centred = vectors.numpy() - self._mean
-        coarse = np.empty((len(centred), self.coarse + 1), np.float32)
-        coarse[:, :-1] = torch.mm(torch.from_numpy(centred), self._coarse_columns).numpy()
-        square, kept = _squares(centred), _squares(coarse[:, :-1])
-        left = [_leftover(*both, self.coarse, centred.shape[1]) for both in zip(square, kept, strict=True)]
-        coarse[:, -1] = [rest for rest, _ in left]
+        points = np.empty((len(centred), self.width), np.float32)
+        points[:, :-1] = torch.mm(torch.from_numpy(centred), self._across.T).numpy()
+        square, kept = _squares(centred), _squares(points[:, :-1])
+        left = [_leftover(*both, *self._across.shape) for both in zip(square, kept, strict=True)]
+        points[:, -1] = [rest for rest, _ in left]
         longest = [max(both) for both in zip(square, kept, strict=True)]
-        return Sketched(self, torch.from_numpy(coarse), longest, [error for _, error in left], centred, square)
+        return Sketched(points, longest, [error for _, error in left])
 
     @cached_property
-    def across(self) -> Tensor:
+    def _across(self) -> Tensor:
         """(directions, features) float32: the directions as rows."""
         return self.directions.T.float().contiguous()
-
-    @cached_property
-    def _coarse_columns(self) -> Tensor:
-        return self.across[: self.coarse].T
 
     @cached_property
     def _mean(self) -> Numbers:
@@ -112,33 +104,14 @@ class Sketched:
     """Some vectors that an index is asked about, sketched.
 
     Args:
-        sketch: the map.
-        coarse: (m, coarse + 1) float32.
+        points: (m, width) float32, the sketches.
         lengths: (m,) squares of their lengths, but for a few roundings.
         errors: (m,) how far each may lie from the exact one, for any order of summation.
-        centred: (m, features) float32, the vectors less the mean.
-        squares: (m,) squares of their lengths.
     """
 
-    sketch: Sketch
-    coarse: Tensor
+    points: Numbers
     lengths: list[float]
     errors: list[float]
-    centred: Numbers
-    squares: list[float]
-
-    def fine(self, place: int) -> tuple[Numbers, float]:
-        """The fine sketch (fine + 1,) of one of them, and how far both of its sketches may lie from the exact ones."""
-        far = self._far[place]
-        (near,), (beyond,) = _squares(self.coarse[place : place + 1, :-1].numpy()), _squares(far[None])
-        rest, error = _leftover(self.squares[place], near + beyond, *self.sketch.across.shape)
-        return np.append(far, np.float32(rest)), error
-
-    @cached_property
-    def _far(self) -> Numbers:
-        """(m, fine) along the fine directions: of all, for reading the directions takes longer than the rest."""
-        across = self.sketch.across[self.sketch.coarse :]
-        return torch.mm(torch.from_numpy(self.centred), across.T).numpy()
 
 
 def _squares(vectors: Numbers) -> list[float]:
@@ -174,10 +147,9 @@ class Slack:
     shift: float
 
     @classmethod
-    def of(cls, features: int, size: float, error: float = 0.0, fine: bool = False) -> Slack:
+    def of(cls, features: int, size: float, error: float = 0.0) -> Slack:
         """For vectors (features,) whose sketches have norms of at most `size`, one of them with a further error."""
-        rounded = FINE_UNIT if fine else 0.0
-        return cls(1 + (features + 2 * (COARSE + FINE) + 8) * UNIT, (64 * UNIT + rounded) * size + error)
+        return cls(1 + (features + 2 * DIRECTIONS + 8) * UNIT, 64 * UNIT * size + error)
 
     def __call__(self, radius: Any) -> Any:
         """The bound for one radius, or for an array of them."""

@@ -81,6 +81,10 @@ class SparseRows:
             return self.rows.view[start:stop]
         return self.rows.view[self.place.view[start:stop]]
 
+    def places(self, numbers: RowNumbers) -> RowNumbers:
+        """Where in `rows` each number lies."""
+        return numbers if self.place is None else self.place.view.numpy()[numbers]
+
     def at(self, numbers: Tensor) -> Tensor:
         """(*numbers, *row shape) rows by number, on the device of `numbers`; any row for one that was let go."""
         where = numbers if self.place is None else self.place.on(numbers.device)[numbers]

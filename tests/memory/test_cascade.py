@@ -415,10 +415,11 @@ def test_a_ball_that_outgrew_its_cell_is_still_reached() -> None:
     assert rows[:2].tolist() == [20, 20]
 
 
-def test_strays_are_known_until_the_cells_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "STRAYS", 100)
-    monkeypatch.setattr(index, "REGROW", 100)
+def test_strays_are_known_until_the_cells_are_told_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STRAYS", "REGROW"):
+        monkeypatch.setattr(index, name, 100)
     twins = many(30)
+    monkeypatch.setattr(index, "LATEST", 100)
     for row in range(0, 20, 2):
         twins = twins.add(torch.tensor([row * 10.0, 1.5, 0.0]), f"label {row}", f"grown {row}", 1.0)
     assert twins.indexed.index is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from editable.memory import cells as cells_module
-from editable.memory.cells import Cells
+from editable.memory.cells import Around, Cells
 from editable.memory.sketch import Slack
 
 NO_SLACK = Slack(1.0, 0.0)
@@ -51,16 +52,33 @@ def distances(query: Tensor, points: Tensor) -> NDArray[np.float64]:
     return np.asarray((points.double() - query.double()).norm(dim=1))
 
 
+def sorted_into_cells(points: Tensor, radius: Radii) -> Cells:
+    """All points (n, width) that are present, in cells that are theirs."""
+    return Cells.of(points[torch.from_numpy(present(radius))], len(points)).extended([points], radius, present(radius))
+
+
+def near(cells: Cells, query: Tensor, within: float) -> list[int]:
+    """Rows, in order."""
+    return sorted(cells.around(query.numpy()).near(within)[0].tolist())
+
+
+def reached(cells: Cells, query: Tensor, slack: Slack = NO_SLACK) -> list[int]:
+    """Rows, in order."""
+    return sorted(cells.around(query.numpy()).reaching(slack)[0].tolist())
+
+
 def check(cells: Cells, points: Tensor, radius: Radii, query: Tensor, within: float) -> None:
-    """Against every distance: all that is near is found, once, with its distance; nothing else that is far."""
+    """Against every distance: all that is near is found, once, with a bound of its distance; nothing that is far."""
     exact, members = distances(query, points), np.flatnonzero(radius >= 0)
-    rows, squares = cells.around(query).near(within)
+    rows, bounds = cells.around(query.numpy()).near(within)
     assert set(members[exact[members] <= within]) <= set(rows.tolist()) <= set(members.tolist())
     assert len(set(rows.tolist())) == len(rows)
-    np.testing.assert_allclose(np.sqrt(squares), exact[rows], rtol=1e-5, atol=1e-5)
-    assert (exact[rows] <= within * (1 + 1e-4) + 1e-4).all()
-    reached = set(cells.around(query).reaching(NO_SLACK)[0].tolist())
-    assert set(members[exact[members] <= radius[members]]) <= reached <= set(members.tolist())
+    assert (bounds <= exact[rows] * (1 + 1e-5) + 1e-5).all()
+    assert (bounds <= within * (1 + 1e-4) + 1e-4).all()
+    np.testing.assert_allclose(bounds, cells.around(query.numpy()).bounds(rows), rtol=1e-5, atol=1e-5)
+    wrong = 2 * cells.members.error * cells.members.scales.max()
+    assert (bounds >= exact[rows] - wrong - 1e-4).all()
+    assert set(members[exact[members] <= radius[members]]) <= set(reached(cells, query)) <= set(members.tolist())
 
 
 @pytest.mark.parametrize("width", [1, 6, 32])
@@ -68,118 +86,115 @@ def check(cells: Cells, points: Tensor, radius: Radii, query: Tensor, within: fl
 def test_all_that_is_near_is_found(count: int, width: int) -> None:
     points, radius = clustered(count, width), radii(count)
     radius[0] = 1.0  # at least one member
-    cells = Cells.of(points, radius, present(radius))
+    cells = sorted_into_cells(points, radius)
     assert len(cells) == count
     for query in torch.cat([clustered(20, width, seed=7), points[:20]]):
         for within in (0.0, 1.0, 4.0, 1e3):
             check(cells, points, radius, query, within)
 
 
+def on_a_line(*places: float, radius: float = 0.0) -> Cells:
+    """One ball of that radius at each place."""
+    return sorted_into_cells(torch.tensor(places)[:, None], np.full(len(places), radius, np.float32))
+
+
+def at(*place: float) -> Tensor:
+    return torch.tensor(place)
+
+
 def test_a_member_exactly_at_the_limit_is_near() -> None:
-    """Five from (3, 4): FAISS itself finds only what is nearer than its limit."""
-    cells = Cells.of(
-        torch.tensor([[0.0, 0.0], [100.0, 0.0]]),
-        np.array([5.0, 1.0], np.float32),
-        present(np.array([5.0, 1.0], np.float32)),
-    )
-    query = torch.tensor([3.0, 4.0])
-    assert cells.around(query).near(5.0)[0].tolist() == [0]
-    assert cells.around(query).near(5.0)[1].tolist() == [25.0]
-    assert cells.around(query).reaching(NO_SLACK)[0].tolist() == [0]
-    assert cells.around(query).near(4.99)[0].tolist() == []
+    """Five from (3, 4)."""
+    cells = sorted_into_cells(torch.tensor([[0.0, 0.0], [100.0, 0.0]]), np.array([5.0, 1.0], np.float32))
+    assert near(cells, at(3.0, 4.0), 5.0) == reached(cells, at(3.0, 4.0)) == [0]
+    assert near(cells, at(3.0, 4.0), 4.4) == []  # its code is wrong by up to .56
 
 
 def test_the_widest_ball_of_a_cell_is_what_reaches() -> None:
     """One cell; a far query is reached through the ball of 50, and with it comes what lies beside."""
-    points, radius = torch.tensor([[0.0], [1.0]]), np.array([50.0, 0.5], np.float32)
-    cells = Cells.of(points, radius, present(radius))
-    assert 0 in cells.around(torch.tensor([-49.0])).reaching(NO_SLACK)[0]
-    assert cells.around(torch.tensor([-51.0])).reaching(NO_SLACK)[0].tolist() == []
-    assert 0 in cells.around(torch.tensor([-51.0])).reaching(Slack(1.0, 1.5))[0]
-    assert 0 in cells.around(torch.tensor([-99.0])).reaching(Slack(2.0, 0.0))[0]
+    cells = sorted_into_cells(torch.tensor([[0.0], [1.0]]), np.array([50.0, 0.5], np.float32))
+    assert 0 in reached(cells, at(-49.0))
+    assert reached(cells, at(-51.5)) == []
+    assert 0 in reached(cells, at(-51.0), Slack(1.0, 1.5))
+    assert 0 in reached(cells, at(-99.0), Slack(2.0, 0.0))
 
 
 def test_one_member() -> None:
-    cells = Cells.of(torch.tensor([[1.0, 2.0]]), np.zeros(1, np.float32), present(np.zeros(1, np.float32)))
-    assert cells.around(torch.tensor([1.0, 2.0])).near(0.0)[0].tolist() == [0]
-    assert cells.around(torch.tensor([1.0, 2.0])).reaching(NO_SLACK)[0].tolist() == [0]
-    assert cells.around(torch.tensor([1.0, 2.5])).near(0.4)[0].tolist() == []
+    cells = sorted_into_cells(torch.tensor([[1.0, 2.0]]), np.zeros(1, np.float32))
+    assert near(cells, at(1.0, 2.0), 0.0) == reached(cells, at(1.0, 2.0)) == [0]
+    assert near(cells, at(1.0, 2.5), 0.4) == []
 
 
 def test_duplicates_are_all_found() -> None:
-    points = torch.ones(100, 3)
-    cells = Cells.of(points, np.zeros(100, np.float32), present(np.zeros(100, np.float32)))
-    assert sorted(cells.around(torch.ones(3)).near(0.0)[0].tolist()) == list(range(100))
-    assert sorted(cells.around(torch.ones(3)).reaching(NO_SLACK)[0].tolist()) == list(range(100))
+    cells = sorted_into_cells(torch.ones(3000, 3), np.zeros(3000, np.float32))
+    assert near(cells, torch.ones(3), 0.0) == reached(cells, torch.ones(3)) == list(range(3000))
 
 
 def test_rows_without_a_ball_are_left_out() -> None:
     points = clustered(60)
     radius = np.full(60, -np.inf, np.float32)
     radius[[3, 40]] = 1.0
-    cells = Cells.of(points, radius, present(radius))
-    assert sorted(cells.around(points[3]).near(1e3)[0].tolist()) == [3, 40]
-    assert set(cells.around(points[3]).few(10)[0].tolist()) <= {3, 40}
+    cells = sorted_into_cells(points, radius)
+    assert near(cells, points[3], 1e3) == [3, 40]
+    assert sorted(cells.around(points[3].numpy()).few(10)[0].tolist()) == [3, 40]
 
 
 def test_an_empty_cell_is_never_entered() -> None:
     """Cells that are there before anybody is in them: bounds from nobody must not let anything through, or in."""
-    centres = torch.tensor([[0.0, 0.0], [100.0, 0.0], [-100.0, 0.0]])
-    empty = Cells._without_members(centres)
-    assert len(empty) == 0
-    assert empty.around(torch.zeros(2)).near(1e3)[0].tolist() == []
-    assert empty.around(torch.zeros(2)).reaching(NO_SLACK)[0].tolist() == []
-    assert empty.around(torch.zeros(2)).few(5)[0].tolist() == []
-    one = empty.extended(torch.tensor([[99.0, 0.0]]), np.ones(1, np.float32), present(np.ones(1, np.float32)))
-    assert one.around(torch.tensor([98.0, 0.0])).near(1.0)[0].tolist() == [0]
-    assert one.around(torch.zeros(2)).near(1e3)[0].tolist() == [0]
-    assert one.around(torch.zeros(2)).near(90.0)[0].tolist() == []
+    empty = Cells.of(torch.tensor([[0.0, 0.0], [100.0, 0.0], [-100.0, 0.0]] * 3), 9)
+    assert (len(empty), len(empty.centres)) == (0, 3)
+    assert near(empty, at(0.0, 0.0), 1e3) == reached(empty, at(0.0, 0.0)) == []
+    assert empty.around(np.zeros(2, np.float32)).few(5)[0].tolist() == []
+    one = empty.extended([torch.tensor([[99.0, 0.0]])], np.ones(1, np.float32), present(np.ones(1, np.float32)))
+    assert near(one, at(98.0, 0.0), 1.0) == near(one, at(0.0, 0.0), 1e3) == [0]
+    assert near(one, at(0.0, 0.0), 90.0) == []
 
 
-def test_extending_by_nothing_changes_nothing() -> None:
+@pytest.mark.parametrize("nothing", [[], [torch.empty(0, 6)]])
+def test_extending_by_nothing_changes_nothing(nothing: list[Tensor]) -> None:
     points, radius = clustered(60), radii(60)
-    cells = Cells.of(points, radius, present(radius))
-    same = cells.extended(points[:0], radius, present(radius))
+    cells = sorted_into_cells(points, radius)
+    same = cells.extended(nothing, radius, present(radius))
     assert len(same) == 60
-    for query in points[:10]:
-        assert sorted(cells.around(query).near(2.0)[0].tolist()) == sorted(same.around(query).near(2.0)[0].tolist())
+    assert [near(cells, query, 2.0) for query in points[:10]] == [near(same, query, 2.0) for query in points[:10]]
 
 
 @pytest.mark.parametrize("steps", [[300], [100, 300], [100, 101, 300], [50, 90, 180, 299, 300]])
 def test_extended_is_as_if_made_at_once(steps: list[int]) -> None:
-    """The same centres, members in parts: the same bounds, and the same answers."""
+    """The same centres, members in parts, each of which comes in parts, too: the same bounds, and the same answers."""
     points, radius = clustered(300), radii(300)
-    centres = Cells.of(points, radius, present(radius)).centres
-    whole, parts = (
-        Cells._without_members(centres).extended(points, radius, present(radius)),
-        Cells._without_members(centres),
-    )
+    parts = Cells.of(points, 300)
+    whole = parts.extended([points], radius, present(radius))
     for step in steps:
-        parts = parts.extended(points[len(parts) : step], radius[:step], present(radius[:step]))
-    for name in ("outer", "inner", "low", "high", "widest"):
-        assert torch.equal(getattr(whole, name), getattr(parts, name)), name
-    assert np.array_equal(whole.radius, parts.radius)
+        new = points[len(parts) : step].split(70)
+        parts = parts.extended(new, radius[:step], present(radius[:step]))
+    for name in ("outer", "inner", "widest", "radius"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
+    assert whole.size == parts.size == float(points[torch.from_numpy(present(radius))].norm(dim=1).max())
     for query in clustered(20, seed=9):
         assert found(whole, query) == found(parts, query)
 
 
 def found(cells: Cells, query: Tensor) -> tuple[list[int], list[int]]:
-    around = cells.around(query)
-    near, reached = around.near(3.0)[0], around.reaching(NO_SLACK)[0]
-    return sorted(near.tolist()), sorted(reached.tolist())
+    return near(cells, query, 3.0), reached(cells, query)
+
+
+def test_extending_tells_the_cells_of_all_radii() -> None:
+    """Of the members that were there, too: one has grown."""
+    cells = on_a_line(0.0, 1.0, radius=0.5)
+    radius = np.array([0.5, 9.0, 0.5], np.float32)
+    wider = cells.extended([torch.tensor([[2.0]])], radius, present(radius))
+    assert (cells.widest.tolist(), wider.widest.tolist()) == ([0.5], [9.0])
+    assert wider.radius.tolist() == radius.tolist()
 
 
 def test_an_older_value_does_not_see_what_was_added() -> None:
     points, radius = clustered(200), radii(200)
-    cells = Cells.of(points[:100], radius[:100], present(radius[:100]))
+    cells = sorted_into_cells(points[:100], radius[:100])
     queries = torch.cat([points[90:110], clustered(10, seed=5)])
     before = [found(cells, query) for query in queries]
-    left = cells.extended(points[100:], radius, present(radius))
-    right = cells.extended(
-        points[:100] + 1,
-        np.concatenate([radius[:100], radius[:100]]),
-        present(np.concatenate([radius[:100], radius[:100]])),
-    )
+    left = cells.extended([points[100:]], radius, present(radius))
+    twice = np.concatenate([radius[:100], radius[:100]])
+    right = cells.extended([points[:100] + 1], twice, present(twice))
     assert [found(cells, query) for query in queries] == before
     assert len(cells) == 100
     for query in queries:
@@ -190,40 +205,42 @@ def test_an_older_value_does_not_see_what_was_added() -> None:
 
 def test_bounds_are_those_of_the_members() -> None:
     """One cell around 0 and 4 on the line: centre 2, both 2 from it."""
-    cells = Cells.of(
-        torch.tensor([[0.0], [4.0]]), np.array([0.5, 0.25], np.float32), present(np.array([0.5, 0.25], np.float32))
-    )
+    empty, radius = Cells.of(torch.tensor([[0.0], [4.0]]), 1), np.array([0.5, 0.25], np.float32)
+    cells = empty.extended([torch.tensor([[0.0], [4.0]])], radius, present(radius))
     assert cells.centres.tolist() == [[2.0]]
     assert (cells.outer.tolist(), cells.inner.tolist()) == ([2.0], [2.0])
-    assert (cells.low.tolist(), cells.high.tolist()) == ([[0.0]], [[4.0]])
-    assert cells.widest.tolist() == [0.5]
+    assert (cells.widest.tolist(), cells.size) == ([0.5], 4.0)
 
 
 def test_far_cells_are_passed_over() -> None:
-    """Else the cells would be right, and of no use."""
+    """Else the cells would be right, and of no use: an infinite centre of a cell that is entered would be noticed."""
     points = torch.cat([torch.randn(200, 4, generator=torch.Generator().manual_seed(1)) + 100 * i for i in range(5)])
-    cells = Cells.of(points, np.full(1000, 0.1, np.float32), present(np.full(1000, 0.1, np.float32)))
-    kept = cells.around(points[0])._reached(1.0)
-    assert 0 < len(kept) < len(cells.centres) / 3
+    cells = sorted_into_cells(points, np.full(1000, 0.1, np.float32))
+    far = (cells.around(points[0].numpy()).distances > 50)[:, None]
+    unlike = replace(cells, centres=np.where(far, np.float32(np.nan), cells.centres))
+    assert far.mean() > 0.5
+    around = Around(unlike, points[0].numpy())
+    around.__dict__["distances"] = cells.around(points[0].numpy()).distances
+    assert sorted(around.near(1.0)[0].tolist()) == near(cells, points[0], 1.0)
 
 
 def test_few_mostly_hold_the_nearest() -> None:
     points = clustered(700, seed=3) + torch.rand(700, 6, generator=torch.Generator().manual_seed(4))
-    cells = Cells.of(points, np.zeros(700, np.float32), present(np.zeros(700, np.float32)))
+    cells = sorted_into_cells(points, np.zeros(700, np.float32))
     queries = points[::10] + 0.01
-    guessed = [cells.around(query).few(16)[0] for query in queries]
-    assert all(0 < len(rows) <= 16 for rows in guessed)
-    held = sum(row * 10 in rows for row, rows in enumerate(guessed))
+    guessed = [cells.around(query.numpy()).few(16) for query in queries]
+    assert all(len(rows) == 16 for rows, _ in guessed)
+    assert all((np.diff(squared) >= 0).all() for _, squared in guessed)
+    held = sum(row * 10 in rows for row, (rows, _) in enumerate(guessed))
     assert held >= 0.9 * len(queries)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_query_that_is_no_place_is_near_nothing(value: float) -> None:
-    points, radius = clustered(60), radii(60)
-    cells = Cells.of(points, radius, present(radius))
-    for query in (torch.full((6,), value), torch.cat([points[0][:5], torch.tensor([value])])):
-        assert cells.around(query).near(100.0)[0].tolist() == []
-        assert cells.around(query).reaching(NO_SLACK)[0].tolist() == []
+def test_what_is_no_number_rules_nothing_out() -> None:
+    """Members whose distances overflow float32 are found by whoever may be at the same place."""
+    points = torch.tensor([[3e38, -3e38], [0.0, 1.0], [1.0, 0.0]])
+    cells = Cells.of(points[1:], 1).extended([points], np.ones(3, np.float32), present(np.ones(3, np.float32)))
+    assert 0 in near(cells, points[0], 0.0)
+    assert 0 in reached(cells, points[0])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -240,13 +257,13 @@ def test_whatever_is_added_all_that_is_near_is_found(
     first, *more = parts
     ends = np.cumsum([first + 20, *more]).tolist()
     points, radius = clustered(ends[-1], width, seed) * scale, radii(ends[-1], seed) * np.float32(scale)
-    cells = Cells.of(points[: ends[0]], radius[: ends[0]], present(radius[: ends[0]]))
+    cells = sorted_into_cells(points[: ends[0]], radius[: ends[0]])
     for end in ends[1:]:
-        cells = cells.extended(points[len(cells) : end], radius[:end], present(radius[:end]))
+        cells = cells.extended([points[len(cells) : end]], radius[:end], present(radius[:end]))
     exact_queries, beside = points[:: max(1, len(points) // 6)], clustered(4, width, seed + 1) * scale
     for query in torch.cat([exact_queries, beside]):
         exact, members = distances(query, points), np.flatnonzero(radius >= 0)
-        near = cells.around(query).near(within * scale)[0]
-        assert set(members[exact[members] <= within * scale]) <= set(near.tolist()) <= set(members.tolist())
-        reached = cells.around(query).reaching(NO_SLACK)[0]
-        assert set(members[exact[members] <= radius[members]]) <= set(reached.tolist()) <= set(members.tolist())
+        rows = near(cells, query, within * scale * (1 + 1e-6))
+        assert set(members[exact[members] <= within * scale]) <= set(rows) <= set(members.tolist())
+        rows = reached(cells, query, Slack(1 + 1e-6, 0.0))
+        assert set(members[exact[members] <= radius[members]]) <= set(rows) <= set(members.tolist())

@@ -9,49 +9,32 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from editable.memory.distance import UNIT
-from editable.memory.sketch import COARSE, FINE, FINE_UNIT, Sketch, Slack
+from editable.memory.sketch import DIRECTIONS, Sketch, Slack
 from tests.memory.kinds import KINDS, alike, distances, drawn, few_directions, heavy
 
 
-def own_of(sketch: Sketch, vector: Tensor) -> tuple[Tensor, Tensor]:
-    coarse, fine = sketch.of(vector[None])
-    return coarse[0], fine[0]
-
-
-def apart(sketch: Sketch, own: tuple[Tensor, Tensor], vectors: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Distances (n,) of coarse sketches and of both, computed in float32, and the longest coarse sketch."""
-    coarse, fine = sketch.of(vectors)
-    own_coarse, own_fine = own
-    near = (coarse[:, :-1] - own_coarse[:-1]).square().sum(dim=1)
-    far = (fine.bfloat16().float() - own_fine).square().sum(dim=1)  # the index keeps them so
-    both = (near + far).sqrt()
-    size = max(float(coarse.norm(dim=1).amax()), float(own_coarse.norm()))
-    return distances(own_coarse, coarse), both, size
+def apart(sketch: Sketch, own: Tensor, vectors: Tensor) -> tuple[Tensor, float]:
+    """Distances (n,) of sketches, computed in float32, and the longest sketch."""
+    sketches = sketch.of(vectors)
+    return distances(own, sketches), max(float(sketches.norm(dim=1).amax()), float(own.norm()))
 
 
 def check_never_exaggerates(vectors: Tensor, queries: Tensor, sketch: Sketch) -> None:
     sketched = sketch.of_queries(queries)
     for place, query in enumerate(queries):
-        fine, both_error = sketched.fine(place)
-        own = sketched.coarse[place], torch.from_numpy(fine)
-        check_bounds(sketch, query, vectors, own_of(sketch, query), (0.0, 0.0))
-        check_bounds(sketch, query, vectors, own, (sketched.errors[place], both_error))
+        check_bounds(sketch, query, vectors, sketch.of(query[None])[0], 0.0)
+        check_bounds(sketch, query, vectors, torch.from_numpy(sketched.points[place]), sketched.errors[place])
 
 
-def check_bounds(
-    sketch: Sketch, query: Tensor, vectors: Tensor, own: tuple[Tensor, Tensor], errors: tuple[float, float]
-) -> None:
-    coarse, both, size = apart(sketch, own, vectors)
-    slack, fine_slack = (
-        Slack.of(vectors.shape[1], size, error, fine) for error, fine in zip(errors, (False, True), strict=True)
-    )
+def check_bounds(sketch: Sketch, query: Tensor, vectors: Tensor, own: Tensor, error: float) -> None:
+    short, size = apart(sketch, own, vectors)
+    slack = Slack.of(vectors.shape[1], size, error)
     exact = (vectors.double() - query.double()).norm(dim=1)
     for reference in (distances(query, vectors), exact):
-        assert bool((coarse <= slack(reference.double())).all())
-        assert bool((both <= fine_slack(reference.double())).all())
+        assert bool((short <= slack(reference.double())).all())
 
 
-@pytest.mark.parametrize("features", [1, 2, 7, COARSE, COARSE + 1, COARSE + FINE, 300])
+@pytest.mark.parametrize("features", [1, 2, 7, DIRECTIONS, DIRECTIONS + 1, 300])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sketch_never_exaggerates(kind: str, features: int) -> None:
     """Vectors it was fitted to and others, fewer features than directions, and more."""
@@ -84,25 +67,20 @@ def test_the_directions_are_orthonormal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "features", "coarse", "fine"),
-    [(500, 300, COARSE, FINE), (500, COARSE + 9, COARSE, 9), (500, 5, 5, 0), (4, 300, 4, 0), (1, 300, 1, 0)],
+    ("count", "features", "directions"), [(500, 300, DIRECTIONS), (500, 5, 5), (4, 300, 4), (1, 300, 1)]
 )
-def test_how_many_directions_there_are(count: int, features: int, coarse: int, fine: int) -> None:
+def test_how_many_directions_there_are(count: int, features: int, directions: int) -> None:
     vectors = drawn(count, features)
     sketch = Sketch.of_sample(vectors)
-    assert (sketch.coarse, sketch.directions.shape[1]) == (coarse, coarse + fine)
-    short, rest = sketch.of(vectors)
-    assert (short.shape, rest.shape) == ((count, coarse + 1), (count, fine + 1))
-    assert (short.dtype, rest.dtype) == (torch.float32, torch.float32)
+    assert (sketch.directions.shape[1], sketch.width) == (directions, directions + 1)
+    assert (sketch.of(vectors).shape, sketch.of(vectors).dtype) == ((count, directions + 1), torch.float32)
 
 
 def test_numbers_by_hand() -> None:
     """Mean (1, 0, 0), the first axis the only direction: (4, 3, 4) is 3 along it and 5 away from it."""
     axis = torch.tensor([[1.0], [0.0], [0.0]], dtype=torch.float64)
     sketch = Sketch(torch.tensor([1.0, 0.0, 0.0]), axis)
-    coarse, fine = sketch.of(torch.tensor([[4.0, 3.0, 4.0], [1.0, 0.0, 0.0]]))
-    assert coarse.tolist() == [[3.0, 5.0], [0.0, 0.0]]
-    assert fine.tolist() == [[5.0], [0.0]]
+    assert sketch.of(torch.tensor([[4.0, 3.0, 4.0], [1.0, 0.0, 0.0]])).tolist() == [[3.0, 5.0], [0.0, 0.0]]
 
 
 def test_the_leading_directions_are_found() -> None:
@@ -116,29 +94,20 @@ def test_the_leading_directions_are_found() -> None:
 
 
 def test_a_loose_cluster_takes_no_directions_from_a_tight_one() -> None:
-    """By variance alone all coarse directions would be the loose one's, whose numbers are a hundred times as large."""
-    loose, tight = torch.zeros(500, 300), torch.zeros(500, 300)
-    loose[:, : 2 * COARSE] = 100 * drawn(500, 2 * COARSE, 1)
+    """By variance alone all directions would be the loose one's, whose numbers are a hundred times as large."""
+    loose, tight = torch.zeros(500, 600), torch.zeros(500, 600)
+    loose[:, : 2 * DIRECTIONS] = 100 * drawn(500, 2 * DIRECTIONS, 1)
     tight[:, -6:] = drawn(500, 6, 2)
-    coarse, _ = Sketch.of_sample(torch.cat([loose, tight])).of(tight)
-    kept = (coarse[0] - coarse[1:]).norm(dim=1) / (tight[0] - tight[1:]).norm(dim=1)
+    short = Sketch.of_sample(torch.cat([loose, tight])).of(tight)
+    kept = (short[0] - short[1:]).norm(dim=1) / (tight[0] - tight[1:]).norm(dim=1)
     assert float(kept.min()) > 0.9
 
 
 def test_where_few_directions_carry_everything_little_is_lost() -> None:
     vectors = drawn(200, 12, 1) @ drawn(12, 400, 2)
     sketch = Sketch.of_sample(vectors)
-    coarse, both, _ = apart(sketch, own_of(sketch, vectors[0]), vectors[1:])
-    exact = (vectors[1:] - vectors[0]).norm(dim=1)
-    assert bool((coarse > 0.999 * exact).all())
-    assert bool((both > 0.99 * exact).all())
-
-
-def test_the_fine_sketch_tells_more_than_the_coarse_one() -> None:
-    vectors = drawn(2000, COARSE + FINE)
-    sketch = Sketch.of_sample(vectors)
-    coarse, both, _ = apart(sketch, own_of(sketch, vectors[0]), vectors[1:])
-    assert float((both / coarse).median()) > 1.3  # all directions, against about half of them and a norm
+    short, _ = apart(sketch, sketch.of(vectors[:1])[0], vectors[1:])
+    assert bool((short > 0.999 * (vectors[1:] - vectors[0]).norm(dim=1)).all())
 
 
 def test_the_same_sample_gives_the_same_map() -> None:
@@ -158,9 +127,9 @@ def test_the_global_random_state_is_left_alone() -> None:
 
 
 def test_slack_by_hand() -> None:
-    stretch = (100 + 2 * (COARSE + FINE) + 8) * UNIT
+    stretch = (100 + 2 * DIRECTIONS + 8) * UNIT
     assert Slack.of(100, 3.0)(2.0) == pytest.approx(2 + 2 * stretch + 3 * 64 * UNIT, abs=1e-15)
-    assert Slack.of(100, 3.0, fine=True)(0.0) == pytest.approx(3 * (64 * UNIT + FINE_UNIT), abs=1e-15)
+    assert Slack.of(100, 3.0, 0.5)(0.0) == pytest.approx(3 * 64 * UNIT + 0.5, abs=1e-15)
 
 
 def test_slack_takes_arrays_and_infinities() -> None:
@@ -171,10 +140,9 @@ def test_slack_takes_arrays_and_infinities() -> None:
     assert bounds[2] == torch.inf
 
 
-def test_the_units_are_the_roundings_they_stand_for() -> None:
-    """Half the gap behind 1; one of the two sketches compared is rounded to bfloat16."""
+def test_the_unit_is_the_rounding_it_stands_for() -> None:
+    """Half the gap behind 1."""
     assert torch.finfo(torch.float32).eps / 2 == UNIT
-    assert torch.finfo(torch.bfloat16).eps / 2 <= FINE_UNIT
 
 
 @pytest.mark.parametrize("features", [1, 33, 576, 1536])
