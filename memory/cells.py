@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from editable.memory.distance import squares
 from editable.memory.ordered import Coded, Ordered
 from editable.memory.package import faiss, loops
 from editable.memory.sketch import Slack
+from editable.memory.sparse import SparseRows
 
 if TYPE_CHECKING:
     from editable.memory.loops import Sorted
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 CELLS_PER_ROOT = 6.0  # cells for n members: so many times the square root of n
 MOST_CELLS = 8192  # above it, bounding the cells costs more than scanning them
 TRAINED_ON = 10  # members a cell's centre is found from
-ENTERED = 16  # cells in which the nearest member is guessed to be
+ENTERED = 8  # cells in which the nearest member is guessed to be
+TRIED = 8  # members measured there: one of them nearly always is it
 
 Numbers = NDArray[Any]
 
@@ -41,7 +44,7 @@ class Cells:
 
     Args:
         centres: (cells, width) float32.
-        outer, inner: (cells,) the largest and the smallest distance of a member from its centre.
+        edges: (cells, SLICES + 1) how far from the centre the first member of each slice is, and at last the farthest.
         widest: (cells,) the largest radius of a member's ball when members last came; -inf in an empty cell.
         radius: (rows,) each row's radius then.
         members: the sketches, in the order of their cells.
@@ -50,8 +53,7 @@ class Cells:
     """
 
     centres: Numbers
-    outer: Numbers
-    inner: Numbers
+    edges: Numbers
     widest: Numbers
     radius: Numbers
     members: Ordered
@@ -62,9 +64,7 @@ class Cells:
     def of(cls, sample: Tensor, count: int) -> Cells:
         """Nobody, in cells for `count` members like the sketches of a sample (n, width)."""
         centres = _centres(sample, min(len(sample), most(count))).numpy()
-        none, nobody = np.full(len(centres), -np.inf, np.float32), np.empty(0, np.float32)
-        members = Ordered.empty(*centres.shape)
-        return cls(centres, none, -none, none, nobody, members, nobody.astype(np.int32))
+        return cls.with_bounds(centres, Ordered.empty(*centres.shape), np.empty(0, np.float32), 0.0)
 
     def __len__(self) -> int:
         return len(self.radius)
@@ -90,15 +90,19 @@ class Cells:
     @classmethod
     def with_bounds(cls, centres: Numbers, members: Ordered, radius: Numbers, size: float) -> Cells:
         """What follows from who is where, and from the radii (rows,) of all rows."""
-        filled = np.flatnonzero(np.diff(members.starts))
-        first, last = members.starts[filled], members.starts[filled + 1] - 1
-        outer, inner, widest = (np.full(len(centres), edge, np.float32) for edge in (-np.inf, np.inf, -np.inf))
-        outer[filled], inner[filled] = members.apart[last], members.apart[first]
+        counts, starts = np.diff(members.starts), members.starts[:-1]
+        filled = np.flatnonzero(counts)
+        slices = np.arange(loops().SLICES + 1)
+        edges = np.full((len(centres), len(slices)), -np.inf, np.float32)
+        places = (starts[:, None] + counts[:, None] * slices // slices[-1])[filled]
+        places[:, -1] -= 1
+        edges[filled] = members.apart[places]
+        widest = np.full(len(centres), -np.inf, np.float32)
         if len(filled):
-            widest[filled] = np.maximum.reduceat(radius[members.rows], first)
-        places = np.zeros(len(radius), np.int32)
-        places[members.rows] = np.arange(len(members))
-        return cls(centres, outer, inner, widest, radius, members, places, size)
+            widest[filled] = np.maximum.reduceat(radius[members.rows], starts[filled])
+        where = np.zeros(len(radius), np.int32)
+        where[members.rows] = np.arange(len(members))
+        return cls(centres, edges, widest, radius, members, where, size)
 
     @cached_property
     def sorted(self) -> Sorted:
@@ -106,14 +110,30 @@ class Cells:
         there = self.members
         codes = there.heads.numpy(), there.tails.numpy()
         return loops().Sorted(  # type: ignore[no-any-return]
-            self.centres, self.outer, self.inner, there.starts, there.apart, there.scales, *codes, there.error
+            self.centres, self.edges, there.starts, there.scales, *codes, there.error
         )
 
-    def compile(self) -> None:
+    def nearest(
+        self, queries: Numbers, points: Numbers, slack: Numbers, keys: SparseRows
+    ) -> list[tuple[Numbers, Numbers]]:
+        """For each query (rows, squared distances) of members, the nearest of all among them.
+
+        Args:
+            queries: (m, features).
+            points: (m, width) their sketches.
+            slack: (m, 2) stretch and shift of what sketches leave open, of each.
+            keys: of all rows.
+        """
+        held, where = keys.rows.view.numpy(), (keys.moved, self.members.rows)
+        rows, apart, ends = loops().nearest(queries, points, slack, held, *where, self.sorted, ENTERED, TRIED)
+        return [(rows[start:end], apart[start:end]) for start, end in pairwise(ends.tolist())]
+
+    def compile(self, keys: SparseRows) -> None:
         """Look something up, so that nobody has to wait for the loops when somebody first does."""
-        around = self.around(self.centres[0])
+        around, query = self.around(self.centres[0]), keys.slice(0, 1).numpy()
         around.near(0.0)
         around.bounds(around.few(1)[0])
+        self.nearest(query, self.centres[:1], np.ones((1, 2)), keys)
 
     def around(self, point: Numbers) -> Around:
         """Ask about a point (width,)."""

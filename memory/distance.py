@@ -39,6 +39,8 @@ def squares(query: Numbers, keys: Numbers) -> Numbers:
     From differences, too, but summed in another order; by one call that reads memory as fast as it comes.
     """
     library, found = faiss(), np.empty(len(keys), np.float32)
+    if not len(keys):
+        return found
     into, point, read = map(library.swig_ptr, (found, np.ascontiguousarray(query), keys))
     library.fvec_L2sqr_ny(into, point, read, keys.shape[1], len(keys))
     return found
@@ -46,8 +48,12 @@ def squares(query: Numbers, keys: Numbers) -> Numbers:
 
 def may_be_within(squared: Numbers, distance: float, features: int) -> Numbers:
     """Which of `squares` (n,) may belong to keys (features,) that `euclidean` finds within that distance."""
-    far = (distance * (1 + 2 * (features + 8) * UNIT)) ** 2 + FLUSHED
-    return below(squared, far)
+    return below(squared, squared_at_most(distance, features))
+
+
+def squared_at_most(distance: float, features: int) -> float:
+    """What `squares` says at most of a key (features,) that `euclidean` measures within that distance."""
+    return (distance * (1 + 2 * (features + 8) * UNIT)) ** 2 + FLUSHED
 
 
 def measured_at_most(square: float, features: int) -> float:

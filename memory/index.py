@@ -71,7 +71,7 @@ class Index:
         empty = Cells.of(torch.cat(list(sample)), len(live))
         parts = index._sketched(keys, torch.arange(len(keys)))
         cells = empty.extended(parts, radius, keys.live.array())
-        cells.compile()
+        cells.compile(keys)
         return index._with(cells)
 
     def _sketched(self, keys: SparseRows, rows: Tensor) -> Iterator[Tensor]:

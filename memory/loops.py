@@ -20,6 +20,7 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 Numbers = NDArray[Any]
 
 HEAD = 64  # numbers of a sketch that are read first, filled up with 0: as bytes, one cache line
+SLICES = 16  # parts of a cell, each as full, by how far its members are from the centre
 ROUNDING = 1e-5  # relative error of a bound computed in float32, generously
 
 
@@ -27,11 +28,9 @@ class Sorted(NamedTuple):
     """Members in cells.
 
     Args:
-        centres: (cells, width), outer and inner (cells,): see `Cells`.
-        outer: the same.
-        inner: the same.
+        centres: (cells, width), see `Cells`.
+        edges: (cells, SLICES + 1), the same.
         starts: (cells + 1,), and the others (members,) or (members, some): see `Ordered`.
-        apart: the same.
         scales: the same.
         heads: the same.
         tails: the same.
@@ -39,10 +38,8 @@ class Sorted(NamedTuple):
     """
 
     centres: Numbers
-    outer: Numbers
-    inner: Numbers
+    edges: Numbers
     starts: Numbers
-    apart: Numbers
     scales: Numbers
     heads: Numbers
     tails: Numbers
@@ -102,6 +99,16 @@ def _offset(point: Numbers, centre: Numbers, offset: Numbers) -> None:
 
 
 @compiled
+def _square(point: Numbers, others: Numbers, one: int) -> Any:
+    """Squared distance of a point (width,) to one of others (n, width)."""
+    square = np.float32(0)
+    for number in range(len(point)):
+        apart = point[number] - others[one, number]
+        square += apart * apart
+    return square
+
+
+@compiled
 def _put(least: Numbers, whose: Numbers, value: Any, owner: int) -> None:
     """Among the least values so far (k,), in order, and whose they are (k,)."""
     place = len(least) - 1
@@ -112,15 +119,13 @@ def _put(least: Numbers, whose: Numbers, value: Any, owner: int) -> None:
 
 
 @compiled
-def _first(apart: Numbers, start: int, stop: int, edge: Any, beyond: bool) -> int:
-    """The first place from start to stop where rising numbers reach an edge, or are beyond it."""
-    while start < stop:
-        middle = (start + stop) // 2
-        if apart[middle] < edge or (beyond and not apart[middle] > edge):
-            start = middle + 1
-        else:
-            stop = middle
-    return start
+def _ring(edges: Numbers, least: Any, most: Any, start: int, count: int) -> tuple[int, int]:
+    """Where those of `count` members from `start` on begin and end that may be `least` to `most` from the centre."""
+    first, last = 0, 0
+    for one in range(SLICES):
+        first += edges[one + 1] < least
+        last += not edges[one] > most
+    return start + first * count // SLICES, start + last * count // SLICES
 
 
 @compiled
@@ -131,7 +136,14 @@ def merged(starts: Numbers, apart: Numbers, cells: Numbers, new: Numbers) -> Num
     """
     places = np.empty(len(new), np.int64)
     for one in range(len(new)):
-        places[one] = one + _first(apart, starts[cells[one]], starts[cells[one] + 1], new[one], True)
+        first, last = starts[cells[one]], starts[cells[one] + 1]
+        while first < last:
+            middle = (first + last) // 2
+            if apart[middle] > new[one] or np.isnan(apart[middle]):
+                last = middle
+            else:
+                first = middle + 1
+        places[one] = one + first
     return places
 
 
@@ -148,12 +160,12 @@ def near(point: Numbers, distances: Numbers, reach: Numbers, there: Sorted) -> t
     places, found, count = np.empty(1024, np.int64), np.empty(1024, np.float32), 0
     offset = _room(point)
     for cell in range(len(distances)):
-        slack = reach[cell] + np.float32(ROUNDING) * (distances[cell] + there.outer[cell])
-        if distances[cell] - there.outer[cell] > slack or there.inner[cell] - distances[cell] > slack:
+        edges, start = there.edges[cell], there.starts[cell]
+        slack = reach[cell] + np.float32(ROUNDING) * (distances[cell] + edges[SLICES])
+        if distances[cell] - edges[SLICES] > slack or edges[0] - distances[cell] > slack:
             continue
-        end = there.starts[cell + 1]
-        first = _first(there.apart, there.starts[cell], end, distances[cell] - slack, False)
-        last = _first(there.apart, first, end, distances[cell] + slack, True)
+        count_here = there.starts[cell + 1] - start
+        first, last = _ring(edges, distances[cell] - slack, distances[cell] + slack, start, count_here)
         _offset(point, there.centres[cell], offset)
         for member in range(first, last):
             scale = there.scales[member]
@@ -225,10 +237,94 @@ def squares(query: Numbers, keys: Numbers, places: Numbers, lowest: Numbers, str
     for one in range(len(places)):
         if len(lowest) and lowest[one] > reach:
             break
-        square = np.float32(0)
-        for number in range(len(query)):
-            apart = query[number] - keys[places[one], number]
-            square += apart * apart
-        found[one] = square
-        reach = min(reach, _measured_at_most(float(square), len(query)) * stretch + shift)
+        found[one] = _square(query, keys, places[one])
+        reach = min(reach, _measured_at_most(float(found[one]), len(query)) * stretch + shift)
     return found
+
+
+@compiled
+def _moved(rows: Numbers, moved: Numbers) -> Numbers:
+    return moved[rows] if len(moved) else rows.astype(np.int64)
+
+
+@compiled
+def nearest(
+    queries: Numbers,
+    points: Numbers,
+    slack: Numbers,
+    keys: Numbers,
+    moved: Numbers,
+    rows: Numbers,
+    there: Sorted,
+    cells: int,
+    count: int,
+) -> tuple[Numbers, Numbers, Numbers]:
+    """(rows, squared distances) among which is the nearest key of each query; and (m + 1,) where those of each begin.
+
+    Args:
+        queries: (m, features).
+        points: (m, width) their sketches.
+        slack: (m, 2) what `Slack` has, of each.
+        keys: (n, features).
+        moved: (all rows,) where each row's key is among them; empty where they are in order.
+        rows: (members,) of each member.
+        there: the members.
+        cells: which are looked into first.
+        count: of keys measured there.
+    """
+    found, squared, ends = np.empty(0, np.int64), np.empty(0, np.float32), np.zeros(len(queries) + 1, np.int64)
+    distances, nothing = np.empty(len(there.centres), np.float32), np.empty(0, np.float32)
+    for one in range(len(queries)):
+        for cell in range(len(distances)):
+            distances[cell] = np.sqrt(_square(points[one], there.centres, cell))
+        tried, _ = few(points[one], distances, there, cells, count)
+        reach = np.inf
+        for square in squares(queries[one], keys, _moved(rows[tried], moved), nothing, 1.0, 0.0):
+            reach = min(reach, _measured_at_most(float(square), len(queries[one])) * slack[one, 0] + slack[one, 1])
+        members, lowest = near(points[one], distances, np.full(len(distances), reach, np.float32), there)
+        order = np.argsort(lowest)
+        own, lowest = rows[members[order]], lowest[order]
+        apart = squares(queries[one], keys, _moved(own, moved), lowest, slack[one, 0], slack[one, 1])
+        found, squared = np.append(found, own), np.append(squared, apart)
+        ends[one + 1] = len(found)
+    return found, squared, ends
+
+
+@compiled
+def late(
+    query: Numbers,
+    point: Numbers,
+    sketches: Numbers,
+    keys: Numbers,
+    moved: Numbers,
+    start: int,
+    stop: int,
+    most: float,
+    stretch: float,
+    shift: float,
+) -> tuple[Numbers, Numbers]:
+    """(rows, squared distances) of all rows from `start` to `stop` whose squared distance is not above `most`.
+
+    Args:
+        query: (features,) from where.
+        point: (width,) its sketch.
+        sketches: (k, width) of the first of these rows; the others have none.
+        keys: (n, features).
+        moved: as of `nearest`.
+        start: the first row.
+        stop: the row after the last.
+        most: squared, and as of vectors that may be measured to be there.
+        stretch: see `Slack`.
+        shift: the same.
+    """
+    rows, squared, count = np.empty(stop - start, np.int64), np.empty(stop - start, np.float32), 0
+    far = (math.sqrt(most) * stretch + shift) ** 2
+    for row in range(start, stop):
+        if row - start < len(sketches) and _square(point, sketches, row - start) > far:
+            continue
+        square = _square(query, keys, moved[row] if len(moved) else row)
+        if square > most:
+            continue
+        rows[count], squared[count] = row, square
+        count += 1
+    return rows[:count], squared[:count]

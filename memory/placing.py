@@ -289,7 +289,7 @@ class Course:
         seen = lambda rows: self._balls(rows, life.space, without)  # noqa: E731 - reads better than a closure here
         place = row - len(self.book.column)
         bounds = self._asked[place] if self._asked is not None and place >= 0 else None
-        return self.book.nearest_seen(self.book.keys.slice(row, row + 1)[0], within, seen, bounds=bounds)
+        return self.book.nearest_seen(self.book.keys.slice(row, row + 1)[0], within, seen, bounds)
 
     @cached_property
     def _asked(self) -> Queries | None:
@@ -300,11 +300,11 @@ class Course:
 
     def _balls(self, rows: Numbers, space: int, without: Sequence[int]) -> Numbers:
         """(m,) which of rows (m,) have a ball now, in this namespace."""
-        column = self.book.column
-        kept = np.zeros(len(rows), np.bool_)
-        known = rows < len(column)
-        records = column.take(rows[known])
-        kept[known] = (records["radius"] >= 0) & (records["space"] == space)
+        known = len(self.book.column)
+        kept: Numbers = rows < known
+        if known:
+            records = self.book.column.take(np.minimum(rows, known - 1))
+            kept &= (records["radius"] >= 0) & (records["space"] == space)
         return self._corrected(rows, kept, space, without)
 
     def _corrected(self, rows: Numbers, kept: Numbers, space: int, without: Sequence[int]) -> Numbers:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from editable.memory.cells import Around
 from editable.memory.column import Column
-from editable.memory.distance import below, may_be_within, squares
+from editable.memory.distance import below, may_be_within, squared_at_most, squares
+from editable.memory.package import loops
 from editable.memory.sketch import Sketched, Slack
 from editable.memory.sparse import SparseRows
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 FEW = 32  # keys that are measured without looking further
 
 Numbers = NDArray[Any]
+NOBODY: Numbers = np.empty(0, np.int64)
+NOTHING: Numbers = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,19 @@ class Queries:
     def features(self) -> int:
         """Of a vector."""
         return self.vectors.shape[1]
+
+    def slack(self, place: int) -> Slack:
+        """What sketches of that vector and of keys leave open."""
+        size = max(math.sqrt(self.sketched.lengths[place]), self.index.size)
+        return Slack.of(self.features, size, self.sketched.errors[place])
+
+    @cached_property
+    def likely(self) -> list[tuple[Numbers, Numbers]]:
+        """By vector (rows, squared distances) of keys in cells; the nearest of all in cells is among them."""
+        if self.index.cells is None:
+            return []
+        slack = np.array([(one.stretch, one.shift) for one in map(self.slack, range(len(self.vectors)))])
+        return self.index.cells.nearest(self.vectors.numpy(), self.sketched.points, slack, self.keys)
 
     @cached_property
     def pending(self) -> Numbers:
@@ -96,6 +112,20 @@ class Query:
             rows, bounds = _joined((rows[kept], bounds[kept]), (strays, self.around.bounds(strays)))
         rows = rows[~(bounds > self.slack(column.take(rows, "radius")))]
         return np.concatenate([rows, self.pending(widest)])
+
+    def likely(self) -> tuple[Numbers, Numbers]:
+        """(rows, squared distances) of keys in cells; the nearest of all in cells is among them."""
+        return self.queries.likely[self.place] if self.queries.likely else (NOBODY, NOTHING)
+
+    def late(self, distance: float) -> tuple[Numbers, Numbers]:
+        """(rows, squared distances) of keys in no cell; all that may be measured to lie within `distance` are there."""
+        keys, index, slack = self.queries.keys, self.index, self.slack
+        query, held = self.queries.vectors[self.place].numpy(), (keys.rows.view.numpy(), keys.moved)
+        most, between = squared_at_most(distance, len(query)), (index.sorted_rows, len(keys))
+        found: tuple[Numbers, Numbers] = loops().late(
+            query, self.point, index.latest.view.numpy(), *held, *between, most, slack.stretch, slack.shift
+        )
+        return found
 
     def within(self, distance: float) -> tuple[Numbers, Numbers]:
         """(rows, bounds), lowest bound first, of all that may be measured to lie within `distance`."""
@@ -157,8 +187,7 @@ class Query:
     @cached_property
     def slack(self) -> Slack:
         """What sketches leave open."""
-        size = max(math.sqrt(self.queries.sketched.lengths[self.place]), self.index.size)
-        return Slack.of(self.queries.features, size, self.queries.sketched.errors[self.place])
+        return self.queries.slack(self.place)
 
     @cached_property
     def latest_squares(self) -> Numbers:

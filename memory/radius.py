@@ -239,6 +239,21 @@ class Codebook:
         return self.nearest_seen(query, within, lambda rows: self._are_balls(rows, space, without))
 
     def nearest_seen(
+        self, query: Tensor, within: float, seen: Callable[[Numbers], Numbers], bounds: Query | None = None
+    ) -> tuple[int, float]:
+        """The same among those rows (m,) for which `seen` says so (m,), which are most.
+
+        `bounds` are those of the query against the index, where they are known.
+        """
+        query = query.detach().float()
+        if self.index is None or not self._placed(query):
+            return self.nearest_then(query, within, seen)
+        with np.errstate(all="ignore"):
+            bounds = bounds or self.index.query(query, self.keys)
+            found = self._nearest_likely(bounds, query, within, seen)
+        return found or self.nearest_then(query, within, seen, bounds=bounds)
+
+    def nearest_then(
         self,
         query: Tensor,
         within: float,
@@ -247,15 +262,11 @@ class Codebook:
         perhaps: Numbers = NOBODY,
         bounds: Query | None = None,
     ) -> tuple[int, float]:
-        """The same among those rows (m,) for which `seen` says so (m,).
-
-        To know how far to look, `guessed` many and `perhaps` are tried first. `bounds` are those of the query against
-        the index, where they are known.
-        """
+        """The same where many are not seen. To know how far to look, `guessed` many and `perhaps` are tried first."""
         if not len(self):
             return -1, math.inf
         query = query.detach().float()
-        if not self._here or self.index is None or not np.isfinite(query.numpy()).all():
+        if self.index is None or not self._placed(query):
             rows = np.arange(len(self))
             return self.nearest_of(query, rows[seen(rows)], within)
         with np.errstate(all="ignore"):
@@ -263,6 +274,29 @@ class Codebook:
             tried = np.append(bounds.guess(guessed), perhaps)
             reach = min(self._at_most(query, tried[seen(tried)]), within)
             return self._nearest_within(bounds, query, reach, seen)
+
+    def _placed(self, query: Tensor) -> bool:
+        """Whether a query (features,) and the keys are where the index can tell what is near."""
+        return self._here and bool(np.isfinite(query.numpy()).all())
+
+    def _nearest_likely(
+        self, bounds: Query, query: Tensor, within: float, seen: Callable[[Numbers], Numbers]
+    ) -> tuple[int, float] | None:
+        """The nearest, if the nearest key of all in cells is one that is seen."""
+        rows, squared = bounds.likely()
+        if not len(rows):
+            return None
+        best = squared.argmin()
+        late, apart = bounds.late(measured_at_most(float(squared[best]), len(query)))
+        rows, squared = np.append(rows, late), np.append(squared, apart)
+        kept = seen(rows)
+        return self._nearest_among(query, rows[kept], squared[kept], within) if kept[best] else None
+
+    def _nearest_among(self, query: Tensor, rows: Numbers, squared: Numbers, within: float) -> tuple[int, float]:
+        """The nearest of rows (m,), whose squared distances (m,) are these but for roundings, if it is `within`."""
+        rows = _perhaps_nearest(rows, squared, len(query))
+        row, least = _latest_nearest(rows, self._measured(query, rows))
+        return (row, least) if least <= within else (-1, math.nextafter(within, math.inf))
 
     def nearest_of(self, query: Tensor, rows: Numbers, within: float) -> tuple[int, float]:
         """The same among rows (m,), all of which are measured."""
@@ -289,10 +323,7 @@ class Codebook:
         rows, lowest = rows[kept], lowest[kept]
         if not len(rows):
             return -1, math.nextafter(reach, math.inf)
-        apart = self._squares(query, rows, lowest, bounds.slack)
-        rows = _perhaps_nearest(rows, apart, len(query))
-        row, least = _latest_nearest(rows, self._measured(query, rows))
-        return (row, least) if least <= reach else (-1, math.nextafter(reach, math.inf))
+        return self._nearest_among(query, rows, self._squares(query, rows, lowest, bounds.slack), reach)
 
     def _squares(self, query: Tensor, rows: Numbers, lowest: Numbers = NOBODY, slack: Slack = NO_SLACK) -> Numbers:
         """(m,) squared distances of query (features,) to the keys of rows (m,), summed in another order.
@@ -384,9 +415,8 @@ class Codebook:
         Raises:
             ValueError: a key has NaN or infinite features.
         """
-        finite = keys.isfinite().all(dim=1)
-        if not bool(finite.all()):
-            odd = owners[int(finite.int().argmin())]
+        if not bool(keys.isfinite().all()):
+            odd = owners[int(keys.isfinite().all(dim=1).int().argmin())]
             raise ValueError(f"The key of {odd!r} has NaN or infinite features, expected finite ones.")
         book = self._renewed()
         held = book.keys.append(keys)
@@ -417,15 +447,21 @@ class Codebook:
     def _after(self, course: Course) -> Codebook:
         """The book once that has happened to its keys."""
         lives, start = course.lives, len(self.column)
-        changed = sorted(row for row in lives if row < start)
-        for row in changed:
-            self.witnesses.note(row, lives[row], self.life(row))
         for row in range(start, len(self)):
             self.witnesses.note(row, lives[row])
-        column = self.column.put(changed, _records(lives, changed)).append(_records(lives, range(start, len(self))))
-        radii = np.array([lives[row].radius for row in changed], np.float32)
-        index = self.index and self.index.noting(np.array(changed, np.int64), radii)
-        return replace(self, column=column, index=index, widths=course.widths)
+        book = self._changed(course, sorted(row for row in lives if row < start))
+        column = book.column.append(_records(lives, range(start, len(self))))
+        return replace(book, column=column, widths=course.widths)
+
+    def _changed(self, course: Course, rows: Sequence[int]) -> Codebook:
+        """With what happened to rows that were there before."""
+        if not rows:
+            return self
+        for row in rows:
+            self.witnesses.note(row, course.lives[row], self.life(row))
+        radii = np.array([course.lives[row].radius for row in rows], np.float32)
+        index = self.index and self.index.noting(np.array(rows, np.int64), radii)
+        return replace(self, column=self.column.put(rows, _records(course.lives, rows)), index=index)
 
     # The index
 

@@ -254,7 +254,7 @@ class Retold(Course):
             return self.book.nearest_of(key, rows[self._balls(rows, life.space, without)], within)
         seen = lambda rows: self._balls(rows, life.space, without)  # noqa: E731
         guessed = min(MOST_GUESSED, GUESSED * len(self.book) // self.now)
-        return self.book.nearest_seen(key, within, seen, guessed, np.array(sorted(self.guesses), np.int64))
+        return self.book.nearest_then(key, within, seen, guessed, np.array(sorted(self.guesses), np.int64))
 
     def _balls(self, rows: Numbers, space: int, without: Sequence[int]) -> Numbers:
         known = self.before.column.take(rows)

@@ -81,9 +81,14 @@ class SparseRows:
             return self.rows.view[start:stop]
         return self.rows.view[self.place.view[start:stop]]
 
+    @property
+    def moved(self) -> RowNumbers:
+        """Where in `rows` each number lies; empty where they are the same."""
+        return np.empty(0, np.int64) if self.place is None else self.place.view.numpy()
+
     def places(self, numbers: RowNumbers) -> RowNumbers:
-        """Where in `rows` each number lies."""
-        return numbers if self.place is None else self.place.view.numpy()[numbers]
+        """The same of these numbers."""
+        return numbers if self.place is None else self.moved[numbers]
 
     def at(self, numbers: Tensor) -> Tensor:
         """(*numbers, *row shape) rows by number, on the device of `numbers`; any row for one that was let go."""

@@ -15,7 +15,10 @@ from torch import Tensor
 
 from editable.memory import cells as cells_module
 from editable.memory.cells import Around, Cells
+from editable.memory.loops import SLICES
+from editable.memory.rows import Rows
 from editable.memory.sketch import Slack
+from editable.memory.sparse import SparseRows
 
 NO_SLACK = Slack(1.0, 0.0)
 Radii = NDArray[np.float32]
@@ -167,7 +170,7 @@ def test_extended_is_as_if_made_at_once(steps: list[int]) -> None:
     for step in steps:
         new = points[len(parts) : step].split(70)
         parts = parts.extended(new, radius[:step], present(radius[:step]))
-    for name in ("outer", "inner", "widest", "radius"):
+    for name in ("edges", "widest", "radius"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
     assert whole.size == parts.size == float(points[torch.from_numpy(present(radius))].norm(dim=1).max())
     for query in clustered(20, seed=9):
@@ -208,8 +211,15 @@ def test_bounds_are_those_of_the_members() -> None:
     empty, radius = Cells.of(torch.tensor([[0.0], [4.0]]), 1), np.array([0.5, 0.25], np.float32)
     cells = empty.extended([torch.tensor([[0.0], [4.0]])], radius, present(radius))
     assert cells.centres.tolist() == [[2.0]]
-    assert (cells.outer.tolist(), cells.inner.tolist()) == ([2.0], [2.0])
+    assert cells.edges.tolist() == [[2.0] * (SLICES + 1)]
     assert (cells.widest.tolist(), cells.size) == ([0.5], 4.0)
+
+
+def test_edges_are_those_of_slices_that_are_as_full() -> None:
+    """Twice as many members as slices, 0, 1, 2, ... from the centre: every other one begins a slice."""
+    places = torch.arange(2.0 * SLICES)[:, None]
+    cells = Cells.of(torch.zeros(1, 1), 1).extended([places], places[:, 0].numpy(), present(places[:, 0].numpy()))
+    assert cells.edges.tolist() == [[*range(0, 2 * SLICES, 2), 2 * SLICES - 1]]
 
 
 def test_far_cells_are_passed_over() -> None:
@@ -233,6 +243,29 @@ def test_few_mostly_hold_the_nearest() -> None:
     assert all((np.diff(squared) >= 0).all() for _, squared in guessed)
     held = sum(row * 10 in rows for row, (rows, _) in enumerate(guessed))
     assert held >= 0.9 * len(queries)
+
+
+@pytest.mark.parametrize("let_go", [0, 60])
+def test_the_nearest_of_all_members_is_likely(let_go: int) -> None:
+    """Members by sketches that leave out half of the numbers; their keys may lie elsewhere since others were let go."""
+    vectors = clustered(300, 12, seed=1) + torch.rand(300, 12, generator=torch.Generator().manual_seed(2))
+    radius = np.where(np.arange(300) < let_go, -np.inf, 1.0).astype(np.float32)
+    cells = sorted_into_cells(vectors[:, :6], radius)
+    keys = SparseRows.of(Rows.empty(12).append(vectors))
+    if let_go:
+        places = torch.cat([torch.zeros(let_go, dtype=torch.long), torch.arange(300 - let_go)])
+        held = Rows.empty(12).append(vectors[let_go:])
+        keys = replace(keys, rows=held, place=Rows.empty(dtype=torch.long).append(places))
+    queries = clustered(40, 12, seed=3)
+    slack = np.tile([1 + 1e-5, 1e-5], (40, 1))
+    found = cells.nearest(queries.numpy(), queries[:, :6].contiguous().numpy(), slack, keys)
+    assert len(found) == 40
+    for query, (rows, squared) in zip(queries, found, strict=True):
+        exact = distances(query, vectors)
+        assert let_go + exact[let_go:].argmin() in rows[squared < np.inf]
+        measured = squared < np.inf
+        np.testing.assert_allclose(np.sqrt(squared[measured]), exact[rows[measured]], rtol=1e-5)
+        assert len(rows) < 300 - let_go
 
 
 def test_what_is_no_number_rules_nothing_out() -> None:
