@@ -148,6 +148,22 @@ def merged(starts: Numbers, apart: Numbers, cells: Numbers, new: Numbers) -> Num
 
 
 @compiled
+def _rings(distances: Numbers, reach: Numbers, there: Sorted) -> tuple[Numbers, Numbers, Numbers]:
+    """(k,) cells in which members may lie within reach, (k,) how far, and (k, 2) where those that may begin and end."""
+    cells, slack, ends = np.empty_like(there.starts), np.empty_like(distances), np.empty((len(distances), 2), np.int64)
+    count = 0
+    for cell in range(len(distances)):
+        edges, start = there.edges[cell], there.starts[cell]
+        far = reach[cell] + np.float32(ROUNDING) * (distances[cell] + edges[SLICES])
+        if distances[cell] - edges[SLICES] > far or edges[0] - distances[cell] > far:
+            continue
+        cells[count], slack[count] = cell, far
+        ends[count] = _ring(edges, distances[cell] - far, distances[cell] + far, start, there.starts[cell + 1] - start)
+        count += 1
+    return cells[:count], slack[:count], ends[:count]
+
+
+@compiled
 def near(point: Numbers, distances: Numbers, reach: Numbers, there: Sorted) -> tuple[Numbers, Numbers]:
     """(places, bounds of the distances) of all members that may lie within the reach of their cell.
 
@@ -157,20 +173,15 @@ def near(point: Numbers, distances: Numbers, reach: Numbers, there: Sorted) -> t
         reach: (cells,) of each.
         there: the members.
     """
+    cells, slack, ends = _rings(distances, reach, there)
     places, found, count = np.empty(1024, np.int64), np.empty(1024, np.float32), 0
     offset = _room(point)
-    for cell in range(len(distances)):
-        edges, start = there.edges[cell], there.starts[cell]
-        slack = reach[cell] + np.float32(ROUNDING) * (distances[cell] + edges[SLICES])
-        if distances[cell] - edges[SLICES] > slack or edges[0] - distances[cell] > slack:
-            continue
-        count_here = there.starts[cell + 1] - start
-        first, last = _ring(edges, distances[cell] - slack, distances[cell] + slack, start, count_here)
-        _offset(point, there.centres[cell], offset)
-        for member in range(first, last):
+    for ring in range(len(cells)):
+        _offset(point, there.centres[cells[ring]], offset)
+        for member in range(ends[ring, 0], ends[ring, 1]):
             scale = there.scales[member]
             wrong = np.float32(there.error) * scale
-            far = (slack + wrong) * (slack + wrong)
+            far = (slack[ring] + wrong) * (slack[ring] + wrong)
             square = _head(offset, there.heads, member, scale)
             if square > far:
                 continue
