@@ -128,13 +128,6 @@ class Cells:
         rows, apart, ends = loops().nearest(queries, points, slack, held, *where, self.sorted, ENTERED, TRIED)
         return [(rows[start:end], apart[start:end]) for start, end in pairwise(ends.tolist())]
 
-    def compile(self, keys: SparseRows) -> None:
-        """Look something up, so that nobody has to wait for the loops when somebody first does."""
-        around, query = self.around(self.centres[0]), keys.slice(0, 1).numpy()
-        around.near(0.0)
-        around.bounds(around.few(1)[0])
-        self.nearest(query, self.centres[:1], np.ones((1, 2)), keys)
-
     def around(self, point: Numbers) -> Around:
         """Ask about a point (width,)."""
         return Around(self, point)

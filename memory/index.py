@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from editable.memory.cells import TRAINED_ON, Cells, most
+from editable.memory.package import loops
 from editable.memory.query import Queries, Query
 from editable.memory.rows import Rows
 from editable.memory.sketch import SAMPLE, Sketch
@@ -66,18 +67,25 @@ class Index:
         sketch = Sketch.of_sample(keys.at(_some(live, SAMPLE)))
         index = cls(sketch, Rows.empty(sketch.width), 0.0, made_at=len(keys))
         if len(keys) <= LATEST:
-            return index.extended(keys)
+            return index.extended(keys)._asked(keys)
         sample = index._sketched(keys, _some(live, TRAINED_ON * most(len(live))))
         empty = Cells.of(torch.cat(list(sample)), len(live))
         parts = index._sketched(keys, torch.arange(len(keys)))
-        cells = empty.extended(parts, radius, keys.live.array())
-        cells.compile(keys)
-        return index._with(cells)
+        return index._with(empty.extended(parts, radius, keys.live.array()))._asked(keys)
 
     def _sketched(self, keys: SparseRows, rows: Tensor) -> Iterator[Tensor]:
         """The sketches of rows (k,), CHUNK at a time."""
         for some in rows.split(CHUNK):
             yield self.sketch.of(keys.at(some))
+
+    def _asked(self, keys: SparseRows) -> Index:
+        """Asked all that it can be asked, so that nobody has to wait later until the loops are compiled."""
+        query, some = self.query(keys.slice(0, 1)[0], keys), np.zeros(1, np.int64)
+        query.likely()
+        query.late(0.0)
+        query.may_lie(some, np.zeros(1))
+        loops().squares(query.vector, keys.rows.view.numpy(), some, np.empty(0, np.float32), 1.0, 0.0)
+        return self
 
     def __len__(self) -> int:
         return self.sorted_rows + len(self.latest)

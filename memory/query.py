@@ -120,10 +120,10 @@ class Query:
     def late(self, distance: float) -> tuple[Numbers, Numbers]:
         """(rows, squared distances) of keys in no cell; all that may be measured to lie within `distance` are there."""
         keys, index, slack = self.queries.keys, self.index, self.slack
-        query, held = self.queries.vectors[self.place].numpy(), (keys.rows.view.numpy(), keys.moved)
-        most, between = squared_at_most(distance, len(query)), (index.sorted_rows, len(keys))
+        most, held = squared_at_most(distance, self.queries.features), (keys.rows.view.numpy(), keys.moved)
+        between = index.sorted_rows, len(keys)
         found: tuple[Numbers, Numbers] = loops().late(
-            query, self.point, index.latest.view.numpy(), *held, *between, most, slack.stretch, slack.shift
+            self.vector, self.point, index.latest.view.numpy(), *held, *between, most, slack.stretch, slack.shift
         )
         return found
 
@@ -174,6 +174,11 @@ class Query:
         return self.queries.index
 
     @property
+    def vector(self) -> Numbers:
+        """(features,) itself."""
+        return self.queries.vectors[self.place].numpy()
+
+    @property
     def point(self) -> Numbers:
         """(width,) the vector's sketch."""
         point: Numbers = self.queries.sketched.points[self.place]
@@ -197,7 +202,7 @@ class Query:
     @cached_property
     def _pending_squares(self) -> Numbers:
         """(pending,) squared distances of the keys without sketches."""
-        return squares(self.queries.vectors[self.place].numpy(), self.queries.pending)
+        return squares(self.vector, self.queries.pending)
 
 
 def _joined(one: tuple[Numbers, Numbers], other: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers]:

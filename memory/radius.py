@@ -39,6 +39,7 @@ AT_ONCE = 32  # keys measured at a time, nearest sketch first; then twice as man
 
 Numbers = NDArray[Any]
 NOBODY: Numbers = np.empty(0, np.int64)
+NOTHING: Numbers = np.empty(0, np.float32)
 NO_SLACK = Slack(1.0, 0.0)
 TINY = np.finfo(np.float32).tiny  # a ball of radius 0 holds its own key
 
@@ -325,7 +326,7 @@ class Codebook:
             return -1, math.nextafter(reach, math.inf)
         return self._nearest_among(query, rows, self._squares(query, rows, lowest, bounds.slack), reach)
 
-    def _squares(self, query: Tensor, rows: Numbers, lowest: Numbers = NOBODY, slack: Slack = NO_SLACK) -> Numbers:
+    def _squares(self, query: Tensor, rows: Numbers, lowest: Numbers = NOTHING, slack: Slack = NO_SLACK) -> Numbers:
         """(m,) squared distances of query (features,) to the keys of rows (m,), summed in another order.
 
         Infinite for those that another one is nearer than, by the `lowest` (m,) that sketches say, in order.
