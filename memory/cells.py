@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from editable.memory.distance import squares
 from editable.memory.ordered import Coded, Ordered
 from editable.memory.package import faiss, loops
 from editable.memory.sketch import Slack
@@ -108,9 +107,9 @@ class Cells:
     def sorted(self) -> Sorted:
         """As loops take it."""
         there = self.members
-        codes = there.heads.numpy(), there.tails.numpy()
+        codes, outer = (there.heads.numpy(), there.tails.numpy()), np.ascontiguousarray(self.edges[:, -1])
         return loops().Sorted(  # type: ignore[no-any-return]
-            self.centres, self.edges, there.starts, there.scales, *codes, there.error
+            self.centres, self.edges, outer, there.starts, there.scales, *codes, there.error
         )
 
     def nearest(
@@ -150,25 +149,25 @@ class Around:
 
     def few(self, count: int) -> tuple[Numbers, Numbers]:
         """(rows, squared distances) of some members that lie near, most likely the nearest among them; a guess."""
-        places, squared = loops().few(self.point, self.distances, self.cells.sorted, ENTERED, count)
+        places, squared = loops().few(self.point, self._centres, self.cells.sorted, ENTERED, count)
         return self.cells.members.rows[places], squared
 
     def bounds(self, rows: Numbers) -> Numbers:
         """(k,) of rows (k,) that are members."""
         places, starts = self.cells.places[rows], self.cells.members.starts
         own = np.searchsorted(starts, places, side="right") - 1
-        bounds: Numbers = loops().bounds(self.point, places, own, self.cells.sorted)
+        bounds: Numbers = loops().least(self.point, places, own, self.cells.sorted)
         return bounds
 
     def _near(self, reach: Numbers) -> tuple[Numbers, Numbers]:
-        places, bounds = loops().near(self.point, self.distances, reach, self.cells.sorted)
+        places, bounds = loops().near(self.point, self._centres, reach, self.cells.sorted)
         return self.cells.members.rows[places], bounds
 
     @cached_property
-    def distances(self) -> Numbers:
-        """(cells,) to their centres."""
-        distances: Numbers = np.sqrt(squares(self.point, self.cells.centres))
-        return distances
+    def _centres(self) -> Numbers:
+        """(cells,) bounds of the distances to their centres."""
+        bounds: Numbers = loops().apart(self.point, self.cells.sorted)
+        return bounds
 
 
 def most(count: int) -> int:

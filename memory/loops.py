@@ -30,6 +30,7 @@ class Sorted(NamedTuple):
     Args:
         centres: (cells, width), see `Cells`.
         edges: (cells, SLICES + 1), the same.
+        outer: (cells,) the last of each.
         starts: (cells + 1,), and the others (members,) or (members, some): see `Ordered`.
         scales: the same.
         heads: the same.
@@ -39,6 +40,7 @@ class Sorted(NamedTuple):
 
     centres: Numbers
     edges: Numbers
+    outer: Numbers
     starts: Numbers
     scales: Numbers
     heads: Numbers
@@ -148,32 +150,44 @@ def merged(starts: Numbers, apart: Numbers, cells: Numbers, new: Numbers) -> Num
 
 
 @compiled
-def _rings(distances: Numbers, reach: Numbers, there: Sorted) -> tuple[Numbers, Numbers, Numbers]:
-    """(k,) cells in which members may lie within reach, (k,) how far, and (k, 2) where those that may begin and end."""
-    cells, slack, ends = np.empty_like(there.starts), np.empty_like(distances), np.empty((len(distances), 2), np.int64)
-    count = 0
+def apart(point: Numbers, there: Sorted) -> Numbers:
+    """(cells,) distances from point (width,) to the centres by their first numbers alone: bounds of the distances."""
+    distances, head = np.empty(len(there.outer), np.float32), point[:HEAD]
     for cell in range(len(distances)):
-        edges, start = there.edges[cell], there.starts[cell]
-        far = reach[cell] + np.float32(ROUNDING) * (distances[cell] + edges[SLICES])
-        if distances[cell] - edges[SLICES] > far or edges[0] - distances[cell] > far:
+        distances[cell] = np.sqrt(_square(head, there.centres, cell))
+    return distances
+
+
+@compiled
+def _rings(point: Numbers, bounds: Numbers, reach: Numbers, there: Sorted) -> tuple[Numbers, Numbers, Numbers]:
+    """(k,) cells in which members may lie within reach, (k,) how far, and (k, 2) where those that may begin and end."""
+    cells, slack, ends = np.empty_like(there.starts), np.empty_like(reach), np.empty((len(reach), 2), np.int64)
+    count = 0
+    for cell in range(len(reach)):
+        outer, start = there.outer[cell], there.starts[cell]
+        if bounds[cell] - outer > reach[cell] + np.float32(ROUNDING) * (bounds[cell] + outer):
+            continue
+        distance, edges = np.sqrt(_square(point, there.centres, cell)), there.edges[cell]
+        far = reach[cell] + np.float32(ROUNDING) * (distance + outer)
+        if distance - outer > far or edges[0] - distance > far:
             continue
         cells[count], slack[count] = cell, far
-        ends[count] = _ring(edges, distances[cell] - far, distances[cell] + far, start, there.starts[cell + 1] - start)
+        ends[count] = _ring(edges, distance - far, distance + far, start, there.starts[cell + 1] - start)
         count += 1
     return cells[:count], slack[:count], ends[:count]
 
 
 @compiled
-def near(point: Numbers, distances: Numbers, reach: Numbers, there: Sorted) -> tuple[Numbers, Numbers]:
+def near(point: Numbers, bounds: Numbers, reach: Numbers, there: Sorted) -> tuple[Numbers, Numbers]:
     """(places, bounds of the distances) of all members that may lie within the reach of their cell.
 
     Args:
         point: (width,) from where.
-        distances: (cells,) to the centres.
+        bounds: (cells,) of the distances to the centres.
         reach: (cells,) of each.
         there: the members.
     """
-    cells, slack, ends = _rings(distances, reach, there)
+    cells, slack, ends = _rings(point, bounds, reach, there)
     places, found, count = np.empty(1024, np.int64), np.empty(1024, np.float32), 0
     offset = _room(point)
     for ring in range(len(cells)):
@@ -196,20 +210,20 @@ def near(point: Numbers, distances: Numbers, reach: Numbers, there: Sorted) -> t
 
 
 @compiled
-def few(point: Numbers, distances: Numbers, there: Sorted, cells: int, count: int) -> tuple[Numbers, Numbers]:
+def few(point: Numbers, bounds: Numbers, there: Sorted, cells: int, count: int) -> tuple[Numbers, Numbers]:
     """(places, squared distances) of the nearest members, by their codes, of the nearest cells; in order.
 
     Args:
         point: (width,) from where.
-        distances: (cells,) to the centres.
+        bounds: (cells,) of the distances to the centres.
         there: the members.
         cells: which are looked into.
         count: of members, at most.
     """
     reach, entered = np.full(cells, np.inf, np.float32), np.full(cells, -1)
-    for cell in range(len(distances)):
-        if distances[cell] < reach[-1]:
-            _put(reach, entered, distances[cell], cell)
+    for cell in range(len(bounds)):
+        if bounds[cell] < reach[-1]:
+            _put(reach, entered, bounds[cell], cell)
     least, places = np.full(count, np.inf, np.float32), np.full(count, -1)
     offset = _room(point)
     for cell in entered[entered >= 0]:
@@ -225,7 +239,7 @@ def few(point: Numbers, distances: Numbers, there: Sorted, cells: int, count: in
 
 
 @compiled
-def bounds(point: Numbers, places: Numbers, cells: Numbers, there: Sorted) -> Numbers:
+def least(point: Numbers, places: Numbers, cells: Numbers, there: Sorted) -> Numbers:
     """(k,) bounds of the distances from point (width,) to members at places (k,), which are in cells (k,)."""
     found, offset = np.empty(len(places), np.float32), _room(point)
     for one in range(len(places)):
@@ -284,19 +298,18 @@ def nearest(
         count: of keys measured there.
     """
     found, squared, ends = np.empty(0, np.int64), np.empty(0, np.float32), np.zeros(len(queries) + 1, np.int64)
-    distances, nothing = np.empty(len(there.centres), np.float32), np.empty(0, np.float32)
+    nothing = np.empty(0, np.float32)
     for one in range(len(queries)):
-        for cell in range(len(distances)):
-            distances[cell] = np.sqrt(_square(points[one], there.centres, cell))
-        tried, _ = few(points[one], distances, there, cells, count)
+        centres = apart(points[one], there)
+        tried, _ = few(points[one], centres, there, cells, count)
         reach = np.inf
         for square in squares(queries[one], keys, _moved(rows[tried], moved), nothing, 1.0, 0.0):
             reach = min(reach, _measured_at_most(float(square), len(queries[one])) * slack[one, 0] + slack[one, 1])
-        members, lowest = near(points[one], distances, np.full(len(distances), reach, np.float32), there)
+        members, lowest = near(points[one], centres, np.full(len(centres), reach, np.float32), there)
         order = np.argsort(lowest)
         own, lowest = rows[members[order]], lowest[order]
-        apart = squares(queries[one], keys, _moved(own, moved), lowest, slack[one, 0], slack[one, 1])
-        found, squared = np.append(found, own), np.append(squared, apart)
+        exact = squares(queries[one], keys, _moved(own, moved), lowest, slack[one, 0], slack[one, 1])
+        found, squared = np.append(found, own), np.append(squared, exact)
         ends[one + 1] = len(found)
     return found, squared, ends
 

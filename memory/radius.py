@@ -416,8 +416,9 @@ class Codebook:
         Raises:
             ValueError: a key has NaN or infinite features.
         """
-        if not bool(keys.isfinite().all()):
-            odd = owners[int(keys.isfinite().all(dim=1).int().argmin())]
+        finite = np.isfinite(keys.float().numpy(force=True))
+        if not finite.all():
+            odd = owners[int(finite.all(axis=1).argmin())]
             raise ValueError(f"The key of {odd!r} has NaN or infinite features, expected finite ones.")
         book = self._renewed()
         held = book.keys.append(keys)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from editable.memory import cells as cells_module
-from editable.memory.cells import Around, Cells
+from editable.memory.cells import Cells
 from editable.memory.loops import SLICES
 from editable.memory.rows import Rows
 from editable.memory.sketch import Slack
@@ -223,15 +223,15 @@ def test_edges_are_those_of_slices_that_are_as_full() -> None:
 
 
 def test_far_cells_are_passed_over() -> None:
-    """Else the cells would be right, and of no use: an infinite centre of a cell that is entered would be noticed."""
+    """Else the cells would be right, and of no use: who is of no finite size would be found if he were looked at."""
     points = torch.cat([torch.randn(200, 4, generator=torch.Generator().manual_seed(1)) + 100 * i for i in range(5)])
     cells = sorted_into_cells(points, np.full(1000, 0.1, np.float32))
-    far = (cells.around(points[0].numpy()).distances > 50)[:, None]
-    unlike = replace(cells, centres=np.where(far, np.float32(np.nan), cells.centres))
-    assert far.mean() > 0.5
-    around = Around(unlike, points[0].numpy())
-    around.__dict__["distances"] = cells.around(points[0].numpy()).distances
-    assert sorted(around.near(1.0)[0].tolist()) == near(cells, points[0], 1.0)
+    far = np.linalg.norm(cells.centres - points[0].numpy(), axis=1) > 50
+    members = cells.members
+    scales = np.where(np.repeat(far, np.diff(members.starts)), np.float32(np.inf), members.scales)
+    unlike = replace(cells, members=replace(members, scales=scales))
+    assert near(unlike, points[0], 1.0) == near(cells, points[0], 1.0)
+    assert len(near(unlike, points[0], 1e4)) == 1000
 
 
 def test_few_mostly_hold_the_nearest() -> None:
