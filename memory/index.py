@@ -83,6 +83,8 @@ class Index:
         query, some = self.query(keys.slice(0, 1)[0], keys), np.zeros(1, np.int64)
         query.likely()
         query.late(0.0)
+        query.guess(1)
+        query.within(0.0)
         query.may_lie(some, np.zeros(1))
         loops().squares(query.vector, keys.rows.view.numpy(), some, np.empty(0, np.float32), 1.0, 0.0)
         return self
