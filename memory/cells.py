@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CELLS_PER_ROOT = 6.0  # cells for n members: so many times the square root of n
 MOST_CELLS = 8192  # above it, bounding the cells costs more than scanning them
 TRAINED_ON = 10  # members a cell's centre is found from
-ENTERED = 8  # cells in which the nearest member is guessed to be
+ENTERED = 4  # cells in which the nearest member is guessed to be
 TRIED = 8  # members measured there: one of them nearly always is it
 
 Numbers = NDArray[Any]

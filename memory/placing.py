@@ -288,8 +288,9 @@ class Course:
         within = max(within, life.initial + self.widest)
         seen = lambda rows: self._balls(rows, life.space, without)  # noqa: E731 - reads better than a closure here
         place = row - len(self.book.column)
-        bounds = self._asked[place] if self._asked is not None and place >= 0 else None
-        return self.book.nearest_seen(self.book.keys.slice(row, row + 1)[0], within, seen, bounds)
+        if self._asked is None or place < 0:
+            return self.book.nearest_seen(self.book.keys.slice(row, row + 1)[0], within, seen)
+        return self.book.nearest_seen(self._asked.vectors[place], within, seen, self._asked[place])
 
     @cached_property
     def _asked(self) -> Queries | None:

@@ -173,7 +173,7 @@ class Query:
         """What is asked."""
         return self.queries.index
 
-    @property
+    @cached_property
     def vector(self) -> Numbers:
         """(features,) itself."""
         return self.queries.vectors[self.place].numpy()

@@ -237,16 +237,16 @@ class Codebook:
         -1, where there is none `within` that distance, and a distance that none is nearer than; infinite in a book
         without balls. Rows in `without`, and other namespaces where one is given, are as if they were not there.
         """
+        query = query.detach().float()
         return self.nearest_seen(query, within, lambda rows: self._are_balls(rows, space, without))
 
     def nearest_seen(
         self, query: Tensor, within: float, seen: Callable[[Numbers], Numbers], bounds: Query | None = None
     ) -> tuple[int, float]:
-        """The same among those rows (m,) for which `seen` says so (m,), which are most.
+        """The same for a float32 query, among those rows (m,) for which `seen` says so (m,), which are most.
 
         `bounds` are those of the query against the index, where they are known.
         """
-        query = query.detach().float()
         if self.index is None or not self._placed(query):
             return self.nearest_then(query, within, seen)
         with np.errstate(all="ignore"):
@@ -266,7 +266,6 @@ class Codebook:
         """The same where many are not seen. To know how far to look, `guessed` many and `perhaps` are tried first."""
         if not len(self):
             return -1, math.inf
-        query = query.detach().float()
         if self.index is None or not self._placed(query):
             rows = np.arange(len(self))
             return self.nearest_of(query, rows[seen(rows)], within)
