@@ -149,10 +149,6 @@ class Query:
         kept: Numbers = ~(bounds > self.slack(limits))
         return kept
 
-    def beyond(self, bounds: Numbers, limit: float) -> int:
-        """How many of these bounds, lowest first, may belong to vectors within `limit`."""
-        return int(np.searchsorted(bounds, self.slack(limit), side="right"))
-
     def guess(self, count: int) -> Numbers:
         """Some rows that most likely include the nearest."""
         start = self.index.sorted_rows

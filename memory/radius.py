@@ -35,7 +35,7 @@ from editable.memory.sparse import SparseRows
 __all__ = ["SPLIT_GAP", "Codebook", "Placed"]
 
 HEAD = 128  # numbers of a key that are read first, or a quarter of all: mostly they tell that it is far
-AT_ONCE = 32  # keys measured at a time, nearest sketch first; then twice as many, and so on
+AT_ONCE = 32  # keys that are measured sooner than bounded
 
 Numbers = NDArray[Any]
 NOBODY: Numbers = np.empty(0, np.int64)
