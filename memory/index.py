@@ -77,6 +77,7 @@ class Index:
         """The sketches of rows (k,), CHUNK at a time."""
         for some in rows.split(CHUNK):
             yield self.sketch.of(keys.at(some))
+            keys.rows.release()
 
     def _asked(self, keys: SparseRows) -> Index:
         """Asked all that it can be asked, so that nobody has to wait later until the loops are compiled."""
@@ -107,6 +108,8 @@ class Index:
         for start in range(len(self), len(keys), CHUNK):
             sketches = self.sketch.of(keys.slice(start, min(start + CHUNK, len(keys))))
             latest, size = latest.append(sketches), max(size, float(sketches.norm(dim=1).amax()))
+            if len(sketches) == CHUNK:
+                keys.rows.release()
         return replace(self, latest=latest, size=size)
 
     def merged(self, radius: Numbers, live: Numbers) -> Index:

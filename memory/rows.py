@@ -60,6 +60,9 @@ class _Buffer:
         for device, (length, copy) in list(self.copies.items()) if self.copies else ():
             self.copies[device] = (min(length, at), copy)
 
+    def release(self) -> None:
+        """Give the system back what can be read again."""
+
 
 class _FileBuffer(_Buffer):
     """The same in a temporary file, as float32; a larger one maps the same file."""
@@ -88,9 +91,13 @@ class _FileBuffer(_Buffer):
     def write(self, rows: Tensor, at: int) -> None:
         super().write(rows, at)
         self.held_bytes += rows.nbytes
-        if self.mapping is not None and self.held_bytes > RELEASED_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+        if self.held_bytes > RELEASED_BYTES:
+            self.release()
+
+    def release(self) -> None:
+        if self.mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
             self.mapping.madvise(mmap.MADV_DONTNEED)  # the file has them; what is read is paged in again
-            self.held_bytes = 0
+        self.held_bytes = 0
 
 
 def _temporary(ledger: _Ledger) -> IO[bytes]:
@@ -140,6 +147,10 @@ class Rows:
     def view(self) -> Tensor:
         """(length, *row shape), sharing the buffer; do not write into it."""
         return self.buffer.data[: self.length]
+
+    def release(self) -> None:
+        """Hold in memory nothing of what lies in a file: for whoever has read much of it."""
+        self.buffer.release()
 
     def on(self, device: torch.device) -> Tensor:
         """The view on `device`; a copy made there is kept, so that a model that moved pays once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,6 +239,28 @@ def test_rows_given_back_to_the_system_are_read_again(monkeypatch: pytest.Monkey
         rows = rows.append(numbered(n))
     assert rows.buffer.held_bytes <= 32  # type: ignore[attr-defined]
     assert torch.equal(rows.view, numbered(*range(60)))
+
+
+def resident_kib(address: int) -> int:
+    """Of the mapping that begins there."""
+    _, _, behind = Path("/proc/self/smaps").read_text().partition(f"\n{address:x}-")
+    return int(behind.split("\nRss:")[1].split()[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is resident")
+def test_what_was_read_of_a_file_is_given_back_and_read_again() -> None:
+    rows = Rows.on_disk(1024).append(torch.ones(64, 1024))
+    assert float(rows.view.sum()) == 65536
+    assert resident_kib(rows.view.data_ptr()) >= 256
+    rows.release()
+    assert resident_kib(rows.view.data_ptr()) == 0
+    assert float(rows.view.sum()) == 65536
+
+
+def test_releasing_rows_in_memory_changes_nothing() -> None:
+    rows = Rows.empty(3).append(torch.ones(2, 3))
+    rows.release()
+    assert rows.view.tolist() == [[1.0] * 3] * 2
 
 
 def test_nothing_on_disk_has_no_file_to_map() -> None:
