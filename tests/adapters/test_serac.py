@@ -15,6 +15,7 @@ import torch
 from editable import Edit, EditableModel, counterfactual, encoders, lowrank, models
 from editable.adapters import SERAC, serac
 from editable.adapters.serac import lifted
+from editable.asking import Asker
 from editable.counterfactual import context
 from editable.digest import base_digest
 from editable.errors import InputError
@@ -204,6 +205,20 @@ def test_rows_that_ask_and_rows_that_build_go_together(family: Any, attach: Atta
         assert said[1] == base[1] and said[2] == said[4] == built
     em.rollback(receipt.id)
     assert torch.equal(loaded.logits(rows), twin.logits(rows))
+
+
+@pytest.mark.parametrize("family", CAUSAL, ids=lambda f: f.name)
+@pytest.mark.usefixtures("example")
+def test_what_is_forced_behind_a_prompt_is_no_part_of_it(family: Any, attach: Attach) -> None:
+    """The prompt alone says which edit it falls under, as when it is answered freely."""
+    loaded, twin, forced = family.load(), family.load(), " echo west green"
+    em = attach(loaded, SERAC(scope=REACHING))
+    em.edit(Edit(ASKED, loaded.targets[0], subject="kilo november"), verify=False)
+    found = Asker(em.model, em.tokenizer).forced([loaded.unrelated[0], BUILT], [" echo", forced])
+    read, answer = reads_on(twin), twin.tokenizer(forced, add_special_tokens=False).input_ids
+    with torch.no_grad():
+        whole = twin.model(torch.tensor([[*read, *answer]])).logits[0]
+    torch.testing.assert_close(found[1], whole[len(read) - 1 : -1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", CAUSAL[:2], ids=lambda f: f.name)
