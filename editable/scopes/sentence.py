@@ -32,7 +32,7 @@ from editable.routing import Answers, Part
 from editable.site import Site
 
 ASKED = 0.999  # most that the share of a text is that asks what an edit answers, where others build on it
-UNNAMED = 5  # edits that are read for a text that builds on one and does not name its subject
+UNNAMED = 8  # edits that are read for a text that builds on one and does not name its subject
 LONGEST = 4  # edits that one text may build on one after the other
 SURE = 0.1  # the share of a text that is not the very prompt, but as like it as can be
 

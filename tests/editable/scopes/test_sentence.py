@@ -171,10 +171,10 @@ def test_edits_that_lead_back_are_read_once() -> None:
 
 
 def test_of_a_text_that_names_no_subject_the_nearest_edits_are_read() -> None:
-    names = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot")
+    names = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliett")
     book = book_of(*((f"the king of {name} is {'so ' * place}", name) for place, name in enumerate(names)))
     reaching, asked = replace(SCOPE, reach=0.5), "the king of the home of mike is"
-    nearest = sorted(range(6), key=lambda slot: -cosine(asked, f"the king of {names[slot]} is {'so ' * slot}"))
+    nearest = sorted(range(len(names)), key=lambda slot: -cosine(asked, f"the king of {names[slot]} is {'so ' * slot}"))
     assert reaching.built_on(nearest[0], asked, str, book, {}) == nearest[:UNNAMED][::-1]
     assert reaching.built_on(0, "", str, book, {}) == [0]
 
