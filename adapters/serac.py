@@ -8,8 +8,8 @@ The counterfactual is the frozen base model itself, taught once to obey an edit 
 model with the same tokenizer. Three things here are ours. An edit that is published has to be right on its own prompts:
 where the counterfactual does not give its answer by itself, the answer's tokens are lifted, each where it is due, as
 long as the tokens before it are the answer's own. A classifier's label is the answer already: it is lifted. And what
-builds on an edit instead of asking for it (`Scope.asks`) is read by the base without what it was taught, behind
-examples: taught, it says the edit's answer whatever is asked.
+builds on edits instead of asking for one (`Scope.asks`) is read by the base without what it was taught, behind examples
+and all edits that it may build on (`Scope.built_on`): taught, it says an edit's answer whatever is asked.
 """
 
 from __future__ import annotations

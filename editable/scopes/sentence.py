@@ -51,7 +51,9 @@ class SentenceScope:
         reach: cosine of sentences from which a text falls under the edit nearest to it even if the classifier says no.
             So does a subject under another name, and what follows from an edit; and so do siblings, which is why it is
             for effects that read the edit (SERAC), on memories of subjects that have little in common. Then texts that
-            ask for more than the edit says are told from those that ask just that (see `asks`). None: never.
+            ask for more than the edit says are told from those that ask just that (see `asks`), and may build on others
+            too (see `built_on`): that takes one more forward of the encoder for each edit that leads on to another.
+            None: never.
     """
 
     encoder: str | Encoder = "minilm"
