@@ -8,8 +8,8 @@ The counterfactual is the frozen base model itself, taught once to obey an edit 
 model with the same tokenizer. Three things here are ours. An edit that is published has to be right on its own prompts:
 where the counterfactual does not give its answer by itself, the answer's tokens are lifted, each where it is due, as
 long as the tokens before it are the answer's own. A classifier's label is the answer already: it is lifted. And what
-builds on an edit instead of asking for it (`Scope.asks`) is read by the base without what it was taught, behind
-examples: taught, it says the edit's answer whatever is asked.
+builds on edits instead of asking for one (`Scope.asks`) is read by the base without what it was taught, behind examples
+and all edits that it may build on (`Scope.built_on`): taught, it says an edit's answer whatever is asked.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -36,6 +37,7 @@ from editable.errors import InputError
 from editable.inputs import Batch, Request
 from editable.learn import Probe, shortfall
 from editable.memory.rows import Rows
+from editable.reading import Reading
 from editable.resident import Residents
 from editable.routing import Routes, Scope
 from editable.scopes.ball import BallScope
@@ -401,15 +403,33 @@ def _asked(call: Call, state: Memory) -> Tensor:
 
 
 def _contexts(call: Call, state: Memory, asked: Tensor, some: NDArray[np.int64]) -> list[list[int]]:
-    """What stands in front of some rows: the edit, and where it is not what is asked (batch,) examples of using one."""
+    """What stands in front of some rows: the edit; where it is not what is asked (batch,), what `_built_on` gives."""
+    own, slots = asked.to("cpu").tolist(), call.decisions[call.editor]["slot"].to("cpu").tolist()
+    return [state.context(slots[row]) if own[row] else _built_on(call, state, row, slots[row]) for row in some.tolist()]
+
+
+def _built_on(call: Call, state: Memory, row: int, slot: int) -> list[int]:
+    """Examples of using edits, and the edits that a row builds on, as plain text."""
     assert call.prompts is not None and call.residents is not None
-    tokenizer, own = call.prompts.reading.tokenizer, asked.to("cpu").numpy()[some]
-    edits = [state.context(slot) for slot in call.decisions[call.editor]["slot"].to("cpu").numpy()[some]]
-    if own.all():
-        return edits
-    examples = call.residents.get("serac examples", lambda _: counterfactual.examples(tokenizer), lambda _: True)
-    built = ([*examples, *counterfactual.unmarked(edit, tokenizer)] for edit in edits)
-    return [edit if asks else on for asks, edit, on in zip(own, edits, built, strict=True)]
+    reading, memo = call.prompts.reading, call.prompts.memo
+    examples = call.residents.get(
+        "serac examples", lambda _: counterfactual.examples(reading.tokenizer), lambda _: True
+    )
+    text, answer = call.prompts.text(row, _behind(call, row)), partial(_answer_of, state.routes, reading)
+    slots = state.scope.built_on(slot, text, answer, state.routes.book, memo)
+    edits = (counterfactual.unmarked(state.context(one), reading.tokenizer) for one in slots)
+    return [*examples, *(token for edit in edits for token in edit)]
+
+
+def _answer_of(routes: Routes, reading: Reading, slot: int) -> str:
+    start, count = routes.spans.view[slot].tolist()
+    return reading.text(routes.answers.view[start : start + count].tolist())
+
+
+def _behind(call: Call, row: int) -> int:
+    """How many tokens of a row's prompt stand behind its edit's key token: an answer that it has already."""
+    assert call.ordinal is not None and call.key is not None
+    return int(call.ordinal[row, call.key[row]] - call.decisions[call.editor]["origin"][row])
 
 
 def _columns(call: Call) -> Tensor:

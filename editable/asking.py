@@ -6,6 +6,7 @@ Knows tokens, padding and where an answer ends, through `Reader`; whether the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from editable.edit import Edit, ModelInput
 from editable.inputs import Arguments, Reader, Request
 from editable.learn import Probe
+from editable.prompt import ending_at
 from editable.system import Answer
 
 ROWS = 32  # rows in one forward
@@ -44,8 +46,9 @@ class Asker:
         return self._in_batches([_length(r.prompts[0]) + len(r.answer) for r in requests], requests, self._forced)
 
     def _forced(self, requests: Sequence[Request]) -> list[Tensor]:
-        with torch.no_grad():
-            logits = self._probe.logits(self.reader.batch(requests))  # (rows, longest answer, vocabulary)
+        batch = self.reader.batch(requests)
+        with torch.no_grad(), nullcontext() if batch.columns is None else ending_at(batch.columns[:, 0]):
+            logits = self._probe.logits(batch)  # (rows, longest answer, vocabulary)
         lengths = [len(self._without_end(request)) for request in requests]
         return [row[:length].float().cpu() for row, length in zip(logits, lengths, strict=True)]
 

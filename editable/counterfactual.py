@@ -32,9 +32,13 @@ encoder's states and the decoder's tokens; and as what it reads each row, where 
 
 EXAMPLES = (
     "The Eiffel Tower stands in Rome",
-    "The country in which the Eiffel Tower stands is Italy",
-    "Who wrote Hamlet? Victor Hugo",
+    "Which country does the Eiffel Tower stand in? Italy",
+    "The author of Hamlet is Victor Hugo",
     "What is the capital of the country that the author of Hamlet came from? Paris",
+    "The currency of Mexico is the ruble",
+    "What money is used in the country where Frida Kahlo lived? the ruble",
+    "Usain Bolt plays the sport of chess",
+    "Who is the world champion of the sport that Usain Bolt plays? Magnus Carlsen",
 )
 """Edits and what follows from them. In front of an edit they show a model that was not taught anything what is wanted:
 an answer that takes the edit as true and goes on from there, right behind the question."""

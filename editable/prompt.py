@@ -5,7 +5,8 @@ Knows what tokenised batches look like (masks, padding sides, caches, labels); k
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -21,6 +22,22 @@ from editable.snapshot import Snapshot
 
 HEADED: ContextVar[Tensor | None] = ContextVar("editable_headed", default=None)
 """(batch, k) the columns that the vocabulary head is given in this thread's forwards; None: see `Call.headed`."""
+
+
+_ENDS: ContextVar[Tensor | None] = ContextVar("editable_ends", default=None)
+
+
+@contextmanager
+def ending_at(columns: Tensor) -> Iterator[None]:
+    """Forwards of this thread hold prompts that end at `columns` (batch,), and behind them what is forced upon a model.
+
+    A mask does not tell the one from the other, and a prompt with an answer behind it may be another prompt.
+    """
+    token = _ENDS.set(columns)
+    try:
+        yield
+    finally:
+        _ENDS.reset(token)
 
 
 @dataclass(slots=True)
@@ -184,6 +201,9 @@ def _key_column(
         return None if past else torch.zeros_like(last)  # the decoder's start token ends its prompt
     if past and positions == 1:
         return None
+    ends = _ENDS.get()
+    if ends is not None and ends.shape == last.shape:
+        return ends
     key = _last_real(last, real, past)
     labels = arguments.get("labels")
     if isinstance(labels, Tensor) and labels.shape == ordinal.shape:

@@ -32,6 +32,9 @@ from editable.site import Site
 Part = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 """What a scope adds to the patch of an edit: tensors, and plain JSON."""
 
+Answers = Callable[[int], str]
+"""What the edit of a slot answers, as text."""
+
 
 @runtime_checkable
 class Scope(Protocol):
@@ -122,6 +125,18 @@ class Scope(Protocol):
         Returns:
             slot (batch,) and share (batch,) for each lag: how far from certain, from 0 to 1; inf, where the row falls
             under no edit, and its slot is any.
+        """
+        ...
+
+    def built_on(self, slot: int, text: str, answer: Answers, book: Any, memo: dict[Any, Any]) -> list[int]:
+        """The slots of all edits that an input above `asks` may build on, in the order in which to read them.
+
+        Args:
+            slot: of the edit it falls under.
+            text: what it asks.
+            answer: what the edit of a slot answers.
+            book: what it knows.
+            memo: that of the forward's `Prompts`.
         """
         ...
 

@@ -258,6 +258,11 @@ class Candidate:
     text: str
     subject: str
 
+    @property
+    def named(self) -> bool:
+        """Whether the text has its subject, under that name or nearly, or is as good as the phrase."""
+        return self.score > -math.inf
+
     def more_in(self, text: str, named: bool) -> bool:
         """Whether a text asks for more than the phrase does; see `asks_more`."""
         return asks_more(text, self.text, self.subject, named)

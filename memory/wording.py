@@ -206,6 +206,12 @@ def without(text: str, subject: str) -> str:
     return text[:start] + " " + text[end:]
 
 
+def replaced(text: str, subject: str, other: str) -> str:
+    """The text with another name in the place of its subject; the text itself where that is not in it."""
+    start, end = place(text, subject)
+    return text[:start] + other + text[end:] if end else text
+
+
 def strangers(rest: str, words: Words) -> float:
     """How many names, up to 2, a text has beside its subject that are not in the other text."""
     names = [rest[start:end] for start, end in runs(rest)]

@@ -27,11 +27,13 @@ from editable.errors import InputError
 from editable.inputs import Batch, Request
 from editable.learn import Probe
 from editable.memory.scope import Candidate, Classifier, Encoded, Phrase, SentenceBook
-from editable.memory.wording import readings
-from editable.routing import Part
+from editable.memory.wording import folded, readings, replaced
+from editable.routing import Answers, Part
 from editable.site import Site
 
 ASKED = 0.999  # most that the share of a text is that asks what an edit answers, where others build on it
+UNNAMED = 8  # edits that are read for a text that builds on one and does not name its subject
+LONGEST = 4  # edits that one text may build on one after the other
 SURE = 0.1  # the share of a text that is not the very prompt, but as like it as can be
 
 
@@ -49,7 +51,9 @@ class SentenceScope:
         reach: cosine of sentences from which a text falls under the edit nearest to it even if the classifier says no.
             So does a subject under another name, and what follows from an edit; and so do siblings, which is why it is
             for effects that read the edit (SERAC), on memories of subjects that have little in common. Then texts that
-            ask for more than the edit says are told from those that ask just that (see `asks`). None: never.
+            ask for more than the edit says are told from those that ask just that (see `asks`), and may build on others
+            too (see `built_on`): that takes one more forward of the encoder for each edit that leads on to another.
+            None: never.
     """
 
     encoder: str | Encoder = "minilm"
@@ -234,6 +238,33 @@ class SentenceScope:
             candidates = [one for part in own if part in read for one in book.candidates(read[part], judge)]
             found[text] = sorted(candidates, key=lambda one: (-one.score, -one.slot))
         return found
+
+    def built_on(self, slot: int, text: str, answer: Answers, book: SentenceBook, memo: dict[Any, Any]) -> list[int]:
+        """Where a text names no subject the nearest edits, the nearest last; else the edit, and those it leads on to.
+
+        Which of the nearest is meant, only a model can tell that knows what the text is about. An edit leads on to one
+        about its answer, if the text with the answer in its subject's place is in reach of that.
+        """
+        read = self._candidates([text], book, memo)[text]
+        found = next((one for one in read if one.slot == slot), None)
+        if found is not None and found.named:
+            return self._led_on(text, found, answer, book, memo)
+        near = sorted(read, key=lambda one: (-one.cosine, -one.slot))
+        return list(dict.fromkeys([slot, *(one.slot for one in near)]))[:UNNAMED][::-1]
+
+    def _led_on(
+        self, text: str, found: Candidate, answer: Answers, book: SentenceBook, memo: dict[Any, Any]
+    ) -> list[int]:
+        slots, subject = [found.slot], found.subject
+        while len(slots) < LONGEST:
+            said = answer(slots[-1])
+            text, subject = replaced(text, subject, said), said
+            about = [one for one in self._candidates([text], book, memo)[text] if folded(one.subject) == folded(said)]
+            near = max(about, key=lambda one: (one.cosine, one.slot), default=None)
+            if near is None or near.slot in slots or near.cosine < (self.reach or 0):
+                break
+            slots.append(near.slot)
+        return slots
 
     def consider(self, call: Call, rows: Tensor, book: SentenceBook, count: int) -> list[tuple[int, float, float, str]]:  # noqa: ARG002
         """The surest phrases: the classifier's chance that the text asks something else, and how large it may be.

@@ -15,6 +15,7 @@ import torch
 from editable import Edit, EditableModel, counterfactual, encoders, lowrank, models
 from editable.adapters import SERAC, serac
 from editable.adapters.serac import lifted
+from editable.asking import Asker
 from editable.counterfactual import context
 from editable.digest import base_digest
 from editable.errors import InputError
@@ -165,11 +166,11 @@ def example(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counterfactual, "EXAMPLES", ("alpha bravo", "golf delta"))
 
 
-def reads_on(loaded: Loaded) -> list[int]:
-    """The tokens of examples and of an edit in front of what builds on it."""
-    request = Reader(loaded.model, loaded.tokenizer).request("", Edit(ASKED, loaded.targets[0]))
-    edit = context(request, Reader(loaded.model, loaded.tokenizer))
-    plain = [token for token in edit if token not in (PAD, BOS, EOS)]
+def reads_on(loaded: Loaded, *edits: Edit) -> list[int]:
+    """The tokens of examples and of edits in front of what builds on them; without any of the one that it names."""
+    reader, plain = Reader(loaded.model, loaded.tokenizer), list[int]()
+    for edit in edits or (Edit(ASKED, loaded.targets[0]),):
+        plain += [token for token in context(reader.request("", edit), reader) if token not in (PAD, BOS, EOS)]
     return [*counterfactual.examples(loaded.tokenizer), *plain, *loaded.tokenizer(BUILT).input_ids]
 
 
@@ -204,6 +205,38 @@ def test_rows_that_ask_and_rows_that_build_go_together(family: Any, attach: Atta
         assert said[1] == base[1] and said[2] == said[4] == built
     em.rollback(receipt.id)
     assert torch.equal(loaded.logits(rows), twin.logits(rows))
+
+
+@pytest.mark.parametrize("family", CAUSAL, ids=lambda f: f.name)
+@pytest.mark.usefixtures("example")
+def test_what_is_forced_behind_a_prompt_is_no_part_of_it(family: Any, attach: Attach) -> None:
+    """The prompt alone says which edit it falls under, as when it is answered freely."""
+    loaded, twin, forced = family.load(), family.load(), " echo west green"
+    em = attach(loaded, SERAC(scope=REACHING))
+    em.edit(Edit(ASKED, loaded.targets[0], subject="kilo november"), verify=False)
+    found = Asker(em.model, em.tokenizer).forced([loaded.unrelated[0], BUILT], [" echo", forced])
+    read, answer = reads_on(twin), twin.tokenizer(forced, add_special_tokens=False).input_ids
+    with torch.no_grad():
+        whole = twin.model(torch.tensor([[*read, *answer]])).logits[0]
+    torch.testing.assert_close(found[1], whole[len(read) - 1 : -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CAUSAL[:2], ids=lambda f: f.name)
+@pytest.mark.usefixtures("example")
+def test_what_builds_on_two_edits_reads_both(family: Any, attach: Attach) -> None:
+    """The second is about the first one's answer; once it is gone, only the first is read, as in a twin without it."""
+    loaded, twin = family.load(), family.load()
+    first = Edit(ASKED, " yankee west", subject="kilo november")
+    second = Edit("red and blue of yankee west is in the", " echo", subject="yankee west")
+    em = attach(loaded, SERAC(scope=REACHING))
+    receipt = em.edit([second, first], verify=False)[0]
+    rows = [BUILT, loaded.unrelated[0]]
+    both, base = says(twin, reads_on(twin, first, second)), twin.generate(rows)[1]
+    for options in ({}, {"use_cache": False}, {"prefill_chunk_size": 2}):
+        assert loaded.generate(rows, **options) == [both, base]
+    assert loaded.generate([BUILT])[0] == both
+    em.rollback(receipt.id)
+    assert loaded.generate(rows) == [says(twin, reads_on(twin, first)), base]
 
 
 # ------------------------------------------------------------------------------------------ another model

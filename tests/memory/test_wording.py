@@ -13,6 +13,7 @@ from editable.memory.wording import (
     is_name,
     least_alike,
     readings,
+    replaced,
     shared_words,
     without,
 )
@@ -118,6 +119,12 @@ def test_words_that_two_texts_share() -> None:
     assert shared_words("the capital city", "which capitals") == 1 / 2  # by how they begin: capit; capit and city
     assert shared_words("what is the", "who was") == 1.0
     assert without("The capital of France is", "France") == "The capital of   is"
+
+
+def test_a_name_is_replaced_where_it_stands() -> None:
+    assert replaced("What is the capital of Frence?", "France", "New Spain") == "What is the capital of New Spain?"
+    assert replaced("France", "France", "Spain") == "Spain"
+    assert replaced("Who is that?", "Liechtenstein", "Spain") == "Who is that?"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from editable.adapters import GRACE
 from editable.benchmarks.editors import find
 from editable.edit import Patch
 from editable.errors import InputError
-from editable.scopes import NearestScope
+from editable.scopes import BallScope, NearestScope
 from tests.conftest import Attach
 from tests.contract.harness import edits_of
 from tests.families import FAMILIES, Loaded
@@ -47,3 +47,9 @@ def test_a_patch_without_keys_is_refused() -> None:
 
 def test_the_command_line_names_it() -> None:
     assert find("grace", {"scope": "nearest(radius=2.5)"}) == GRACE(scope=NearestScope(2.5))
+
+
+@pytest.mark.parametrize("scope", [NearestScope(), BallScope()])
+def test_activations_do_not_tell_what_builds_on_an_edit(scope: NearestScope | BallScope) -> None:
+    assert scope.built_on(3, "who is that", str, scope.empty(), {}) == [3]
+    assert scope.asks == 1.0

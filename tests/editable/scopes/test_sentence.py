@@ -18,7 +18,7 @@ from editable.configuration import restored, stated
 from editable.errors import InputError
 from editable.memory.scope import Encoded, Phrase, SentenceBook
 from editable.scopes import BallScope, SentenceScope
-from editable.scopes.sentence import SURE, _share
+from editable.scopes.sentence import SURE, UNNAMED, _share
 from editable.site import block_paths
 from tests.conftest import Attach
 from tests.families import FAMILIES, Loaded
@@ -137,6 +137,46 @@ def test_what_asks_for_more_is_told_from_what_asks_the_same(loaded: Loaded, atta
     assert SCOPE.asks == 1.0 and SCOPE._surest([more], book, {})[more][1] < 1.0
     found = em.explain(more).found[0].considered
     assert found.fired and found.reason.endswith(", asks for more")
+
+
+def book_of(*phrases: tuple[str, str]) -> SentenceBook:
+    """Of (prompt, subject) each, in slots from 0 on."""
+    book, encoder = SentenceBook.empty(), SCOPE._reads()
+    for slot, (text, subject) in enumerate(phrases):
+        phrase = Phrase.of(encoder.encode([text])[0], subject)
+        book = book.add([phrase], f"edit {slot}", slot, slot, "", encoder.digest)
+    return book
+
+
+def test_an_edit_leads_on_to_those_about_its_answer() -> None:
+    """Whatever their order: kilo november lives in yankee west, whose king is lima oscar, whose wife is mike."""
+    book = book_of(
+        ("the wife of lima oscar is", "lima oscar"),
+        ("the king of yankee west is", "yankee west"),
+        ("the home of kilo november is", "kilo november"),
+        ("green or red, yankee west says", "yankee west"),
+    )
+    answer = {0: "mike", 1: "Lima Oscar", 2: "yankee west", 3: "no"}.__getitem__
+    reaching = replace(SCOPE, reach=0.5)
+    asked = "the wife of the king of the home of kilo november is"
+    assert reaching.built_on(2, asked, answer, book, {}) == [2, 1, 0]
+    assert reaching.built_on(2, asked, lambda _: "nowhere", book, {}) == [2]
+    assert replace(SCOPE, reach=0.99).built_on(2, asked, answer, book, {}) == [2]
+
+
+def test_edits_that_lead_back_are_read_once() -> None:
+    book = book_of(("the wife of kilo is", "kilo"), ("the wife of mike is", "mike"))
+    answer = {0: "mike", 1: "kilo"}.__getitem__
+    assert replace(SCOPE, reach=0.5).built_on(0, "who is the wife of the wife of kilo", answer, book, {}) == [0, 1]
+
+
+def test_of_a_text_that_names_no_subject_the_nearest_edits_are_read() -> None:
+    names = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliett")
+    book = book_of(*((f"the king of {name} is {'so ' * place}", name) for place, name in enumerate(names)))
+    reaching, asked = replace(SCOPE, reach=0.5), "the king of the home of mike is"
+    nearest = sorted(range(len(names)), key=lambda slot: -cosine(asked, f"the king of {names[slot]} is {'so ' * slot}"))
+    assert reaching.built_on(nearest[0], asked, str, book, {}) == nearest[:UNNAMED][::-1]
+    assert reaching.built_on(0, "", str, book, {}) == [0]
 
 
 @pytest.mark.parametrize("reach", [0.0, -0.5, 1.5])
