@@ -9,6 +9,7 @@ from editable.adapters import GRACE
 from editable.benchmarks.editors import find
 from editable.edit import Patch
 from editable.errors import InputError
+from editable.routing import Scope
 from editable.scopes import BallScope, NearestScope
 from tests.conftest import Attach
 from tests.contract.harness import edits_of
@@ -50,6 +51,6 @@ def test_the_command_line_names_it() -> None:
 
 
 @pytest.mark.parametrize("scope", [NearestScope(), BallScope()])
-def test_activations_do_not_tell_what_builds_on_an_edit(scope: NearestScope | BallScope) -> None:
+def test_activations_do_not_tell_what_builds_on_an_edit(scope: Scope) -> None:
     assert scope.built_on(3, "who is that", str, scope.empty(), {}) == [3]
     assert scope.asks == 1.0
