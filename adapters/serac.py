@@ -409,7 +409,7 @@ def _contexts(call: Call, state: Memory, asked: Tensor, some: NDArray[np.int64])
 
 
 def _built_on(call: Call, state: Memory, row: int, slot: int) -> list[int]:
-    """Examples of using edits, and the edits that a row builds on, as plain text."""
+    """Examples of using edits, and the edits that a row builds on, as plain sentences."""
     assert call.prompts is not None and call.residents is not None
     reading, memo = call.prompts.reading, call.prompts.memo
     examples = call.residents.get(
@@ -417,7 +417,7 @@ def _built_on(call: Call, state: Memory, row: int, slot: int) -> list[int]:
     )
     text, answer = call.prompts.text(row, _behind(call, row)), partial(_answer_of, state.routes, reading)
     slots = state.scope.built_on(slot, text, answer, state.routes.book, memo)
-    edits = (counterfactual.unmarked(state.context(one), reading.tokenizer) for one in slots)
+    edits = (counterfactual.stated(state.context(one), reading.tokenizer) for one in slots)
     return [*examples, *(token for edit in edits for token in edit)]
 
 

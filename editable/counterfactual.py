@@ -31,16 +31,16 @@ Read = Mapping[str, Tensor]
 encoder's states and the decoder's tokens; and as what it reads each row, where that is not all the same."""
 
 EXAMPLES = (
-    "The Eiffel Tower stands in Rome",
+    "The Eiffel Tower stands in Rome.",
+    "The author of Hamlet is Victor Hugo.",
+    "The currency of Mexico is the ruble.",
+    "Usain Bolt plays the sport of chess.",
     "Which country does the Eiffel Tower stand in? Italy",
-    "The author of Hamlet is Victor Hugo",
     "What is the capital of the country that the author of Hamlet came from? Paris",
-    "The currency of Mexico is the ruble",
     "What money is used in the country where Frida Kahlo lived? the ruble",
-    "Usain Bolt plays the sport of chess",
     "Who is the world champion of the sport that Usain Bolt plays? Magnus Carlsen",
 )
-"""Edits and what follows from them. In front of an edit they show a model that was not taught anything what is wanted:
+"""Edits, and what follows from each. In front of an edit they show a model that was not taught anything what is wanted:
 an answer that takes the edit as true and goes on from there, right behind the question."""
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -188,10 +188,15 @@ def examples(tokenizer: Any) -> list[int]:
     return list(tokenizer("".join(f"{line}\n" for line in EXAMPLES), add_special_tokens=False)["input_ids"])
 
 
-def unmarked(context: Iterable[int], tokenizer: Any) -> list[int]:
-    """An edit in front of a prompt as plain text: a model that was not taught how an answer ends reads on better."""
+def stated(context: Iterable[int], tokenizer: Any) -> list[int]:
+    """An edit in front of a prompt as a plain sentence: a model that was not taught how an answer ends reads on better.
+
+    The full stop is what tells it from the questions that `EXAMPLES` have, whose answers end with the line.
+    """
     special = frozenset(tokenizer.all_special_ids)
-    return [token for token in context if token not in special]
+    line, stop = (list(tokenizer(end, add_special_tokens=False)["input_ids"]) for end in ("\n", "."))
+    plain = [token for token in context if token not in special]
+    return [*plain[: len(plain) - len(line)], *stop, *line]
 
 
 def in_context(request: Request, asked: Arguments, reader: Reader) -> Request:

@@ -24,7 +24,7 @@ from editable.memory.scope import Encoded
 from editable.scopes import BallScope, SentenceScope
 from editable.site import attention_projections, block_paths
 from tests.conftest import Attach
-from tests.families import BOS, EOS, FAMILIES, LONGEST, PAD, Loaded, tokenizer, until_end
+from tests.families import FAMILIES, LONGEST, Loaded, tokenizer, until_end
 from tests.words import Words
 
 CAUSAL = [family for family in FAMILIES if family.kind == "causal"]
@@ -170,7 +170,7 @@ def reads_on(loaded: Loaded, *edits: Edit) -> list[int]:
     """The tokens of examples and of edits in front of what builds on them; without any of the one that it names."""
     reader, plain = Reader(loaded.model, loaded.tokenizer), list[int]()
     for edit in edits or (Edit(ASKED, loaded.targets[0]),):
-        plain += [token for token in context(reader.request("", edit), reader) if token not in (PAD, BOS, EOS)]
+        plain += counterfactual.stated(context(reader.request("", edit), reader), loaded.tokenizer)
     return [*counterfactual.examples(loaded.tokenizer), *plain, *loaded.tokenizer(BUILT).input_ids]
 
 

@@ -16,8 +16,8 @@ from editable.counterfactual import (
     fitted,
     in_context,
     shipped,
+    stated,
     texts,
-    unmarked,
 )
 from editable.errors import InputError
 from editable.inputs import Reader
@@ -142,11 +142,11 @@ def test_examples_are_lines_without_special_tokens(monkeypatch: pytest.MonkeyPat
     assert loaded.tokenizer.decode(examples(loaded.tokenizer)) == "alpha bravo\ngolf delta echo\n"
 
 
-def test_an_edit_is_plain_text_without_its_end() -> None:
+def test_an_edit_is_stated_as_a_plain_sentence() -> None:
     loaded = CAUSAL[0].load()
     reader = Reader(loaded.model, loaded.tokenizer)
     edit = context(reader.request("", Edit("alpha bravo", " delta echo")), reader)
-    assert loaded.tokenizer.decode(unmarked(edit, loaded.tokenizer)) == "alpha bravo delta echo\n"
+    assert loaded.tokenizer.decode(stated(edit, loaded.tokenizer)) == "alpha bravo delta echo.\n"
 
 
 def test_texts_leave_padding_out() -> None:
