@@ -404,8 +404,9 @@ def _asked(call: Call, state: Memory) -> Tensor:
 
 def _contexts(call: Call, state: Memory, asked: Tensor, some: NDArray[np.int64]) -> list[list[int]]:
     """What stands in front of some rows: the edit; where it is not what is asked (batch,), what `_built_on` gives."""
-    own, slots = asked.to("cpu").tolist(), call.decisions[call.editor]["slot"].to("cpu").tolist()
-    return [state.context(slots[row]) if own[row] else _built_on(call, state, row, slots[row]) for row in some.tolist()]
+    own, slots = asked.to("cpu").numpy(), call.decisions[call.editor]["slot"].to("cpu").numpy()
+    rows = ((int(row), int(slots[row])) for row in some)
+    return [state.context(slot) if own[row] else _built_on(call, state, row, slot) for row, slot in rows]
 
 
 def _built_on(call: Call, state: Memory, row: int, slot: int) -> list[int]:
@@ -422,8 +423,8 @@ def _built_on(call: Call, state: Memory, row: int, slot: int) -> list[int]:
 
 
 def _answer_of(routes: Routes, reading: Reading, slot: int) -> str:
-    start, count = routes.spans.view[slot].tolist()
-    return reading.text(routes.answers.view[start : start + count].tolist())
+    start, count = routes.spans.view.numpy()[slot]
+    return reading.text([int(token) for token in routes.answers.view.numpy()[start : start + count]])
 
 
 def _behind(call: Call, row: int) -> int:
