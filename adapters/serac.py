@@ -423,8 +423,8 @@ def _built_on(call: Call, state: Memory, row: int, slot: int) -> list[int]:
 
 
 def _answer_of(routes: Routes, reading: Reading, slot: int) -> str:
-    start, count = routes.spans.view.numpy()[slot]
-    return reading.text([int(token) for token in routes.answers.view.numpy()[start : start + count]])
+    start, count = routes.spans.view[slot].to("cpu").numpy()
+    return reading.text([int(token) for token in routes.answers.view[start : start + count].to("cpu").numpy()])
 
 
 def _behind(call: Call, row: int) -> int:
