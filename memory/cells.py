@@ -57,7 +57,7 @@ class Cells:
     radius: Numbers
     members: Ordered
     places: Numbers
-    size: float = 0.0
+    size: float
 
     @classmethod
     def of(cls, sample: Tensor, count: int) -> Cells:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from editable.memory.cells import TRAINED_ON, Cells, most
 from editable.memory.package import loops
-from editable.memory.query import Queries, Query
+from editable.memory.query import NOTHING, Queries, Query
 from editable.memory.rows import Rows
 from editable.memory.sketch import SAMPLE, Sketch
 from editable.memory.sparse import SparseRows
@@ -77,7 +77,8 @@ class Index:
         """The sketches of rows (k,), CHUNK at a time."""
         for some in rows.split(CHUNK):
             yield self.sketch.of(keys.at(some))
-            keys.rows.release()
+            if len(some) == CHUNK:
+                keys.rows.release()
 
     def _asked(self, keys: SparseRows) -> Index:
         """Asked all that it can be asked, so that nobody has to wait later until the loops are compiled."""
@@ -87,7 +88,7 @@ class Index:
         query.guess(1)
         query.within(0.0)
         query.may_lie(some, np.zeros(1))
-        loops().squares(query.vector, keys.rows.view.numpy(), some, np.empty(0, np.float32), 1.0, 0.0)
+        loops().squares(query.vector, keys.rows.view.numpy(), some, NOTHING, 1.0, 0.0)
         return self
 
     def __len__(self) -> int:
@@ -104,12 +105,11 @@ class Index:
 
     def extended(self, keys: SparseRows) -> Index:
         """With sketches of the keys (n, features) that came since."""
+        if len(self) == len(keys):
+            return self
         latest, size = self.latest, self.size
-        for start in range(len(self), len(keys), CHUNK):
-            sketches = self.sketch.of(keys.slice(start, min(start + CHUNK, len(keys))))
+        for sketches in self._sketched(keys, torch.arange(len(self), len(keys))):
             latest, size = latest.append(sketches), max(size, float(sketches.norm(dim=1).amax()))
-            if len(sketches) == CHUNK:
-                keys.rows.release()
         return replace(self, latest=latest, size=size)
 
     def merged(self, radius: Numbers, live: Numbers) -> Index:

@@ -26,7 +26,7 @@ from editable.memory.links import Links
 from editable.memory.names import Names
 from editable.memory.package import loops
 from editable.memory.placing import GUESSED, KINDS, RECORD, SPLIT_GAP, Course, Life, Placed, Witnesses, widest
-from editable.memory.query import Query
+from editable.memory.query import NOBODY, NOTHING, Query
 from editable.memory.retold import Retold
 from editable.memory.rows import Rows
 from editable.memory.sketch import Slack
@@ -38,8 +38,6 @@ HEAD = 128  # numbers of a key that are read first, or a quarter of all: mostly 
 AT_ONCE = 32  # keys that are measured sooner than bounded
 
 Numbers = NDArray[Any]
-NOBODY: Numbers = np.empty(0, np.int64)
-NOTHING: Numbers = np.empty(0, np.float32)
 NO_SLACK = Slack(1.0, 0.0)
 TINY = np.finfo(np.float32).tiny  # a ball of radius 0 holds its own key
 
