@@ -12,8 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +21,9 @@ from torch import Tensor
 
 from editable.memory.ordered import Coded, Ordered
 from editable.memory.package import faiss, loops
+from editable.memory.rows import Rows
 from editable.memory.sketch import Slack
 from editable.memory.sparse import SparseRows
-
-if TYPE_CHECKING:
-    from editable.memory.loops import Sorted
 
 CELLS_PER_ROOT = 6.0  # cells for n members: so many times the square root of n
 MOST_CELLS = 8192  # above it, bounding the cells costs more than scanning them
@@ -104,28 +101,12 @@ class Cells:
         return cls(centres, edges, widest, radius, members, where, size)
 
     @cached_property
-    def sorted(self) -> Sorted:
-        """As loops take it."""
+    def sorted(self) -> tuple[Any, ...]:
+        """The members as loops take them, see `Sorted` there."""
         there = self.members
-        codes, outer = (there.heads.numpy(), there.tails.numpy()), np.ascontiguousarray(self.edges[:, -1])
-        return loops().Sorted(  # type: ignore[no-any-return]
-            self.centres, self.edges, outer, there.starts, there.scales, *codes, there.error
-        )
-
-    def nearest(
-        self, queries: Numbers, points: Numbers, slack: Numbers, keys: SparseRows
-    ) -> list[tuple[Numbers, Numbers]]:
-        """For each query (rows, squared distances) of members, the nearest of all among them.
-
-        Args:
-            queries: (m, features).
-            points: (m, width) their sketches.
-            slack: (m, 2) stretch and shift of what sketches leave open, of each.
-            keys: of all rows.
-        """
-        held, where = keys.rows.view.numpy(), (keys.moved, self.members.rows)
-        rows, apart, ends = loops().nearest(queries, points, slack, held, *where, self.sorted, ENTERED, TRIED)
-        return [(rows[start:end], apart[start:end]) for start, end in pairwise(ends.tolist())]
+        outer, codes = np.ascontiguousarray(self.edges[:, -1]), (there.heads.numpy(), there.tails.numpy())
+        bounds = self.centres, self.edges, outer
+        return tuple(loops().Sorted(*bounds, there.starts, there.rows, there.scales, *codes, there.error))
 
     def around(self, point: Numbers) -> Around:
         """Ask about a point (width,)."""
@@ -151,6 +132,24 @@ class Around:
         """(rows, squared distances) of some members that lie near, most likely the nearest among them; a guess."""
         places, squared = loops().few(self.point, self._centres, self.cells.sorted, ENTERED, count)
         return self.cells.members.rows[places], squared
+
+    def nearest(
+        self, query: Numbers, slack: Slack, within: float, keys: SparseRows, latest: Rows, stop: int
+    ) -> Numbers:
+        """Rows among which are all that may be measured to be nearest; what seems the nearest, first.
+
+        Args:
+            query: (features,) whose sketch the point is.
+            slack: what sketches leave open.
+            within: only if it is so near.
+            keys: of all rows.
+            latest: the sketches of rows behind the members; the rows behind these have none.
+            stop: the row after the last that is looked at.
+        """
+        held, others = (keys.rows.view.numpy(), keys.moved), (latest.view.numpy(), len(self.cells), stop)
+        bounds, there = (slack.stretch, slack.shift, within), self.cells.sorted
+        rows: Numbers = loops().nearest(query, self.point, *bounds, *held, there, *others, ENTERED, TRIED)
+        return rows
 
     def bounds(self, rows: Numbers) -> Numbers:
         """(k,) of rows (k,) that are members."""

@@ -83,8 +83,7 @@ class Index:
     def _asked(self, keys: SparseRows) -> Index:
         """Asked all that it can be asked, so that nobody has to wait later until the loops are compiled."""
         query, some = self.query(keys.slice(0, 1)[0], keys), np.zeros(1, np.int64)
-        query.likely()
-        query.late(0.0)
+        query.nearest(len(keys), 0.0)
         query.guess(1)
         query.within(0.0)
         query.may_lie(some, np.zeros(1))

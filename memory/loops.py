@@ -14,10 +14,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from editable.memory.distance import measured_at_most
+from editable.memory.distance import measured_at_most, squared_at_most
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 Numbers = NDArray[Any]
+Plain = tuple[Any, ...]  # what `Sorted` has: its names would take a loop a hundred times as long to understand
 
 HEAD = 64  # numbers of a sketch that are read first, filled up with 0: as bytes, one cache line
 SLICES = 16  # parts of a cell, each as full, by how far its members are from the centre
@@ -32,6 +33,7 @@ class Sorted(NamedTuple):
         edges: (cells, SLICES + 1), the same.
         outer: (cells,) the last of each.
         starts: (cells + 1,), and the others (members,) or (members, some): see `Ordered`.
+        rows: the same.
         scales: the same.
         heads: the same.
         tails: the same.
@@ -42,6 +44,7 @@ class Sorted(NamedTuple):
     edges: Numbers
     outer: Numbers
     starts: Numbers
+    rows: Numbers
     scales: Numbers
     heads: Numbers
     tails: Numbers
@@ -59,6 +62,7 @@ def compiled(loop: Loop) -> Loop:
 
 
 _measured_at_most = compiled(measured_at_most)
+_squared_at_most = compiled(squared_at_most)
 
 
 @compiled
@@ -150,8 +154,9 @@ def merged(starts: Numbers, apart: Numbers, cells: Numbers, new: Numbers) -> Num
 
 
 @compiled
-def apart(point: Numbers, there: Sorted) -> Numbers:
+def apart(point: Numbers, held: Plain) -> Numbers:
     """(cells,) distances from point (width,) to the centres by their first numbers alone: bounds of the distances."""
+    there = Sorted(*held)
     distances, head = np.empty(len(there.outer), np.float32), point[:HEAD]
     for cell in range(len(distances)):
         distances[cell] = np.sqrt(_square(head, there.centres, cell))
@@ -178,15 +183,16 @@ def _rings(point: Numbers, bounds: Numbers, reach: Numbers, there: Sorted) -> tu
 
 
 @compiled
-def near(point: Numbers, bounds: Numbers, reach: Numbers, there: Sorted) -> tuple[Numbers, Numbers]:
+def near(point: Numbers, bounds: Numbers, reach: Numbers, held: Plain) -> tuple[Numbers, Numbers]:
     """(places, bounds of the distances) of all members that may lie within the reach of their cell.
 
     Args:
         point: (width,) from where.
         bounds: (cells,) of the distances to the centres.
         reach: (cells,) of each.
-        there: the members.
+        held: the members.
     """
+    there = Sorted(*held)
     cells, slack, ends = _rings(point, bounds, reach, there)
     places, found, count = np.empty(1024, np.int64), np.empty(1024, np.float32), 0
     offset = _room(point)
@@ -210,16 +216,17 @@ def near(point: Numbers, bounds: Numbers, reach: Numbers, there: Sorted) -> tupl
 
 
 @compiled
-def few(point: Numbers, bounds: Numbers, there: Sorted, cells: int, count: int) -> tuple[Numbers, Numbers]:
+def few(point: Numbers, bounds: Numbers, held: Plain, cells: int, count: int) -> tuple[Numbers, Numbers]:
     """(places, squared distances) of the nearest members, by their codes, of the nearest cells; in order.
 
     Args:
         point: (width,) from where.
         bounds: (cells,) of the distances to the centres.
-        there: the members.
+        held: the members.
         cells: which are looked into.
         count: of members, at most.
     """
+    there = Sorted(*held)
     reach, entered = np.full(cells, np.inf, np.float32), np.full(cells, -1)
     for cell in range(len(bounds)):
         if bounds[cell] < reach[-1]:
@@ -239,8 +246,9 @@ def few(point: Numbers, bounds: Numbers, there: Sorted, cells: int, count: int) 
 
 
 @compiled
-def least(point: Numbers, places: Numbers, cells: Numbers, there: Sorted) -> Numbers:
+def least(point: Numbers, places: Numbers, cells: Numbers, held: Plain) -> Numbers:
     """(k,) bounds of the distances from point (width,) to members at places (k,), which are in cells (k,)."""
+    there = Sorted(*held)
     found, offset = np.empty(len(places), np.float32), _room(point)
     for one in range(len(places)):
         scale = there.scales[places[one]]
@@ -263,55 +271,13 @@ def squares(query: Numbers, keys: Numbers, places: Numbers, lowest: Numbers, str
         if len(lowest) and lowest[one] > reach:
             break
         found[one] = _square(query, keys, places[one])
-        reach = min(reach, _measured_at_most(float(found[one]), len(query)) * stretch + shift)
+        reach = min(reach, _measured_at_most(np.float64(found[one]), len(query)) * stretch + shift)
     return found
 
 
 @compiled
 def _moved(rows: Numbers, moved: Numbers) -> Numbers:
     return moved[rows] if len(moved) else rows.astype(np.int64)
-
-
-@compiled
-def nearest(
-    queries: Numbers,
-    points: Numbers,
-    slack: Numbers,
-    keys: Numbers,
-    moved: Numbers,
-    rows: Numbers,
-    there: Sorted,
-    cells: int,
-    count: int,
-) -> tuple[Numbers, Numbers, Numbers]:
-    """(rows, squared distances) among which is the nearest key of each query; and (m + 1,) where those of each begin.
-
-    Args:
-        queries: (m, features).
-        points: (m, width) their sketches.
-        slack: (m, 2) what `Slack` has, of each.
-        keys: (n, features).
-        moved: (all rows,) where each row's key is among them; empty where they are in order.
-        rows: (members,) of each member.
-        there: the members.
-        cells: which are looked into first.
-        count: of keys measured there.
-    """
-    found, squared, ends = np.empty(0, np.int64), np.empty(0, np.float32), np.zeros(len(queries) + 1, np.int64)
-    nothing = np.empty(0, np.float32)
-    for one in range(len(queries)):
-        centres = apart(points[one], there)
-        tried, _ = few(points[one], centres, there, cells, count)
-        reach = np.inf
-        for square in squares(queries[one], keys, _moved(rows[tried], moved), nothing, 1.0, 0.0):
-            reach = min(reach, _measured_at_most(float(square), len(queries[one])) * slack[one, 0] + slack[one, 1])
-        members, lowest = near(points[one], centres, np.full(len(centres), reach, np.float32), there)
-        order = np.argsort(lowest)
-        own, lowest = rows[members[order]], lowest[order]
-        exact = squares(queries[one], keys, _moved(own, moved), lowest, slack[one, 0], slack[one, 1])
-        found, squared = np.append(found, own), np.append(squared, exact)
-        ends[one + 1] = len(found)
-    return found, squared, ends
 
 
 @compiled
@@ -334,14 +300,15 @@ def late(
         point: (width,) its sketch.
         sketches: (k, width) of the first of these rows; the others have none.
         keys: (n, features).
-        moved: as of `nearest`.
+        moved: (all rows,) where each row's key is among them; empty where they are in order.
         start: the first row.
         stop: the row after the last.
         most: squared, and as of vectors that may be measured to be there.
         stretch: see `Slack`.
         shift: the same.
     """
-    rows, squared, count = np.empty(stop - start, np.int64), np.empty(stop - start, np.float32), 0
+    most_rows, count = max(stop - start, 0), 0
+    rows, squared = np.empty(most_rows, np.int64), np.empty(most_rows, np.float32)
     far = (math.sqrt(most) * stretch + shift) ** 2
     for row in range(start, stop):
         if row - start < len(sketches) and _square(point, sketches, row - start) > far:
@@ -352,3 +319,93 @@ def late(
         rows[count], squared[count] = row, square
         count += 1
     return rows[:count], squared[:count]
+
+
+@compiled
+def _at_most(squared: Numbers, features: int, within: float) -> float:
+    """What the nearest of those at squared distances (m,) is measured to be away at most, or `within`."""
+    for square in squared:
+        within = min(within, _measured_at_most(np.float64(square), features))
+    return within
+
+
+@compiled
+def nearest(
+    query: Numbers,
+    point: Numbers,
+    stretch: float,
+    shift: float,
+    within: float,
+    keys: Numbers,
+    moved: Numbers,
+    held: Plain,
+    sketches: Numbers,
+    start: int,
+    stop: int,
+    cells: int,
+    count: int,
+) -> Numbers:
+    """Rows among which are all that may be measured to be nearest, if that is `within`; what seems the nearest, first.
+
+    Args:
+        query: (features,) from where.
+        point: (width,) its sketch.
+        stretch: see `Slack`.
+        shift: the same.
+        within: how far they may be.
+        keys: (n, features).
+        moved: see `late`.
+        held: the members.
+        sketches: of rows that are no members, see `late`.
+        start: the first of these rows.
+        stop: the row after the last.
+        cells: which are looked into first.
+        count: of keys measured there.
+    """
+    features, nothing, own = len(query), np.empty(0, np.float32), Sorted(*held).rows
+    centres = apart(point, held)
+    tried, _ = few(point, centres, held, cells, count)
+    within = _at_most(squares(query, keys, _moved(own[tried], moved), nothing, 1.0, 0.0), features, within)
+    members, lowest = near(point, centres, np.full(len(centres), within * stretch + shift, np.float32), held)
+    order = np.argsort(lowest)
+    rows = own[members[order]].astype(np.int64)
+    squared = squares(query, keys, _moved(rows, moved), lowest[order], stretch, shift)
+    most = _squared_at_most(_at_most(squared, features, within), features)
+    last, measured = late(query, point, sketches, keys, moved, start, stop, most, stretch, shift)
+    return _nearest_of(np.append(rows, last), np.append(squared, measured), features, within)
+
+
+@compiled
+def _nearest_of(rows: Numbers, squared: Numbers, features: int, within: float) -> Numbers:
+    """Those of rows (m,) at these squared distances (m,) that may be measured to be the nearest, and within a distance.
+
+    What seems the nearest is the first.
+    """
+    most = _squared_at_most(_at_most(squared, features, within), features)
+    kept = ~(squared > most)
+    rows, squared = rows[kept], squared[kept]
+    if len(rows):
+        first = np.argmin(squared)
+        rows[0], rows[first] = rows[first], rows[0]
+    return rows
+
+
+@compiled
+def sketched(vectors: Numbers, mean: Numbers, directions: Numbers) -> tuple[Numbers, Numbers]:
+    """Sketches (m, directions + 1) of vectors (m, features), but for the last number; and squared lengths (m, 2).
+
+    The first is that of a vector from the mean on, the second what the directions (directions, features) have of it.
+    """
+    centred, points = vectors - mean, np.empty((len(vectors), len(directions) + 1), np.float32)
+    lengths = np.zeros((len(vectors), 2))
+    for one in range(len(vectors)):
+        for number in range(len(mean)):
+            lengths[one, 0] += np.float64(centred[one, number]) ** 2
+    for direction in range(len(directions)):  # each is read once for all vectors
+        for one in range(len(vectors)):
+            along = np.float32(0)
+            for number in range(len(mean)):
+                along += centred[one, number] * directions[direction, number]
+            points[one, direction] = along
+            lengths[one, 1] += np.float64(along) ** 2
+    return points, lengths

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 SPLIT_GAP = 1e-5  # what the older of two split balls gives up, so that they do not touch (GRACE's constant)
 GUESSED = 8  # keys measured first when the nearest is looked for: one of them nearly always is it
-FEW = 128  # rows that are faster looked at one by one
+FEW = 128  # rows that are faster looked up one by one among those that something happened to
+ONE_BY_ONE = 4  # rows that are faster looked at one by one altogether
 
 Kind = Literal["add", "expand", "covered", "split"]
 KINDS: tuple[Kind, ...] = ("add", "expand", "covered", "split")
@@ -287,10 +288,10 @@ class Course:
         """The nearest ball, if it is near enough to matter, or `within` that distance."""
         within = max(within, life.initial + self.widest)
         seen = lambda rows: self._balls(rows, life.space, without)  # noqa: E731 - reads better than a closure here
-        place = row - len(self.book.column)
-        if self._asked is None or place < 0:
-            return self.book.nearest_seen(self.book.keys.slice(row, row + 1)[0], within, seen)
-        return self.book.nearest_seen(self._asked.vectors[place], within, seen, self._asked[place])
+        if row != self.now or self._asked is None:
+            return self.book.nearest_then(self.book.keys.slice(row, row + 1)[0], within, seen)
+        with np.errstate(all="ignore"):
+            return self.book.nearest_seen(self._asked[row - len(self.book.column)], row, within, seen)
 
     @cached_property
     def _asked(self) -> Queries | None:
@@ -302,11 +303,19 @@ class Course:
     def _balls(self, rows: Numbers, space: int, without: Sequence[int]) -> Numbers:
         """(m,) which of rows (m,) have a ball now, in this namespace."""
         known = len(self.book.column)
+        if len(rows) <= ONE_BY_ONE:
+            return np.array([self._is_ball(row, space, without) for row in rows.tolist()], np.bool_)
         kept: Numbers = rows < known
         if known:
             records = self.book.column.take(np.minimum(rows, known - 1))
             kept &= (records["radius"] >= 0) & (records["space"] == space)
         return self._corrected(rows, kept, space, without)
+
+    def _is_ball(self, row: int, space: int, without: Sequence[int]) -> bool:
+        if row in without or (row not in self.lives and row >= len(self.book.column)):
+            return False
+        life = self.life(row)
+        return life.radius >= 0 and life.space == space
 
     def _corrected(self, rows: Numbers, kept: Numbers, space: int, without: Sequence[int]) -> Numbers:
         """Which of rows (m,) are to be kept (m,), now that some have changed."""

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from editable.memory.cells import Around
 from editable.memory.column import Column
-from editable.memory.distance import below, may_be_within, squared_at_most, squares
-from editable.memory.package import loops
+from editable.memory.distance import below, may_be_within, squares
 from editable.memory.sketch import Sketched, Slack
 from editable.memory.sparse import SparseRows
 
@@ -60,14 +59,6 @@ class Queries:
         """What sketches of that vector and of keys leave open."""
         size = max(math.sqrt(self.sketched.lengths[place]), self.index.size)
         return Slack.of(self.features, size, self.sketched.errors[place])
-
-    @cached_property
-    def likely(self) -> list[tuple[Numbers, Numbers]]:
-        """By vector (rows, squared distances) of keys in cells; the nearest of all in cells is among them."""
-        if self.index.cells is None:
-            return []
-        slack = np.array([(one.stretch, one.shift) for one in map(self.slack, range(len(self.vectors)))])
-        return self.index.cells.nearest(self.vectors.numpy(), self.sketched.points, slack, self.keys)
 
     @cached_property
     def pending(self) -> Numbers:
@@ -113,19 +104,14 @@ class Query:
         rows = rows[~(bounds > self.slack(column.take(rows, "radius")))]
         return np.concatenate([rows, self.pending(widest)])
 
-    def likely(self) -> tuple[Numbers, Numbers]:
-        """(rows, squared distances) of keys in cells; the nearest of all in cells is among them."""
-        return self.queries.likely[self.place] if self.queries.likely else (NOBODY, NOTHING)
+    def nearest(self, stop: int, within: float) -> Numbers | None:
+        """Rows before `stop` among which are all that may be measured to be nearest; what seems the nearest, first.
 
-    def late(self, distance: float) -> tuple[Numbers, Numbers]:
-        """(rows, squared distances) of keys in no cell; all that may be measured to lie within `distance` are there."""
-        keys, index, slack = self.queries.keys, self.index, self.slack
-        most, held = squared_at_most(distance, self.queries.features), (keys.rows.view.numpy(), keys.moved)
-        between = index.sorted_rows, len(keys)
-        found: tuple[Numbers, Numbers] = loops().late(
-            self.vector, self.point, index.latest.view.numpy(), *held, *between, most, slack.stretch, slack.shift
-        )
-        return found
+        Only if it is `within` that distance. None where there are no cells to ask.
+        """
+        if self.around is None:
+            return None
+        return self.around.nearest(self.vector, self.slack, within, self.queries.keys, self.index.latest, stop)
 
     def within(self, distance: float) -> tuple[Numbers, Numbers]:
         """(rows, bounds), lowest bound first, of all that may be measured to lie within `distance`."""
@@ -169,10 +155,15 @@ class Query:
         """What is asked."""
         return self.queries.index
 
+    @property
+    def tensor(self) -> Tensor:
+        """(features,) itself."""
+        return self.queries.vectors[self.place]
+
     @cached_property
     def vector(self) -> Numbers:
         """(features,) itself."""
-        return self.queries.vectors[self.place].numpy()
+        return self.tensor.numpy()
 
     @property
     def point(self) -> Numbers:

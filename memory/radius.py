@@ -236,21 +236,24 @@ class Codebook:
         without balls. Rows in `without`, and other namespaces where one is given, are as if they were not there.
         """
         query = query.detach().float()
-        return self.nearest_seen(query, within, lambda rows: self._are_balls(rows, space, without))
-
-    def nearest_seen(
-        self, query: Tensor, within: float, seen: Callable[[Numbers], Numbers], bounds: Query | None = None
-    ) -> tuple[int, float]:
-        """The same for a float32 query, among those rows (m,) for which `seen` says so (m,), which are most.
-
-        `bounds` are those of the query against the index, where they are known.
-        """
+        seen = lambda rows: self._are_balls(rows, space, without)  # noqa: E731 - reads better than a closure here
         if self.index is None or not self._placed(query):
             return self.nearest_then(query, within, seen)
         with np.errstate(all="ignore"):
-            bounds = bounds or self.index.query(query, self.keys)
-            found = self._nearest_likely(bounds, query, within, seen)
-        return found or self.nearest_then(query, within, seen, bounds=bounds)
+            return self.nearest_seen(self.index.query(query, self.keys), len(self), within, seen)
+
+    def nearest_seen(
+        self, query: Query, before: int, within: float, seen: Callable[[Numbers], Numbers]
+    ) -> tuple[int, float]:
+        """The same among those rows (m,) `before` one for which `seen` says so (m,), which are most."""
+        rows = query.nearest(before, within)
+        if rows is not None and not len(rows):
+            return -1, math.nextafter(within, math.inf)
+        kept = np.zeros(1, np.bool_) if rows is None else seen(rows)
+        if rows is None or not kept[0]:  # another may be the nearest of those that are seen
+            return self.nearest_then(query.tensor, within, seen, bounds=query)
+        row, least = _latest_nearest(rows[kept], self._measured(query.tensor, rows[kept]))
+        return (row, least) if least <= within else (-1, math.nextafter(within, math.inf))
 
     def nearest_then(
         self,
@@ -276,19 +279,6 @@ class Codebook:
     def _placed(self, query: Tensor) -> bool:
         """Whether a query (features,) and the keys are where the index can tell what is near."""
         return self._here and bool(np.isfinite(query.numpy()).all())
-
-    def _nearest_likely(
-        self, bounds: Query, query: Tensor, within: float, seen: Callable[[Numbers], Numbers]
-    ) -> tuple[int, float] | None:
-        """The nearest, if the nearest key of all in cells is one that is seen."""
-        rows, squared = bounds.likely()
-        if not len(rows):
-            return None
-        best = squared.argmin()
-        late, apart = bounds.late(measured_at_most(float(squared[best]), len(query)))
-        rows, squared = np.append(rows, late), np.append(squared, apart)
-        kept = seen(rows)
-        return self._nearest_among(query, rows[kept], squared[kept], within) if kept[best] else None
 
     def _nearest_among(self, query: Tensor, rows: Numbers, squared: Numbers, within: float) -> tuple[int, float]:
         """The nearest of rows (m,), whose squared distances (m,) are these but for roundings, if it is `within`."""

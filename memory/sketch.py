@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from editable.memory.distance import UNIT
+from editable.memory.package import loops
 
 DIRECTIONS = 127  # in a sketch; one more number is the norm of the rest
 SAMPLE = 4096  # vectors the directions are taken from
@@ -66,20 +66,15 @@ class Sketch:
 
     def of_queries(self, vectors: Tensor) -> Sketched:
         """The sketches of vectors (m, features) in float32 arithmetic, which reads half as much."""
-        # numpy and plain numbers cost a fraction of torch's calls; but numpy's products have threads of their own.
-        centred = vectors.numpy() - self._mean
-        points = np.empty((len(centred), self.width), np.float32)
-        points[:, :-1] = torch.mm(torch.from_numpy(centred), self._across.T).numpy()
-        square, kept = _squares(centred), _squares(points[:, :-1])
-        left = [_leftover(*both, *self._across.shape) for both in zip(square, kept, strict=True)]
+        points, lengths = loops().sketched(vectors.numpy(), self._mean, self._across)
+        left = [_leftover(*both, *self._across.shape) for both in lengths.tolist()]
         points[:, -1] = [rest for rest, _ in left]
-        longest = [max(both) for both in zip(square, kept, strict=True)]
-        return Sketched(points, longest, [error for _, error in left])
+        return Sketched(points, lengths.max(axis=1).tolist(), [error for _, error in left])
 
     @cached_property
-    def _across(self) -> Tensor:
+    def _across(self) -> Numbers:
         """(directions, features) float32: the directions as rows."""
-        return self.directions.T.float().contiguous()
+        return self.directions.T.float().contiguous().numpy()
 
     @cached_property
     def _mean(self) -> Numbers:
@@ -112,11 +107,6 @@ class Sketched:
     points: Numbers
     lengths: list[float]
     errors: list[float]
-
-
-def _squares(vectors: Numbers) -> list[float]:
-    """(m,) squared lengths of vectors (m, features), in float64."""
-    return np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64).tolist()  # type: ignore[no-any-return]
 
 
 def _leftover(square: float, kept: float, directions: int, features: int) -> tuple[float, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -245,27 +246,54 @@ def test_few_mostly_hold_the_nearest() -> None:
     assert held >= 0.9 * len(queries)
 
 
+@dataclass(frozen=True)
+class Keyed:
+    """300 keys of 12 numbers, of which the first few were let go; the first 240 in cells by 6, 30 more sketched."""
+
+    vectors: Tensor
+    cells: Cells
+    keys: SparseRows
+
+    @classmethod
+    def without(cls, let_go: int) -> Keyed:
+        vectors = clustered(300, 12, seed=1) + torch.rand(300, 12, generator=torch.Generator().manual_seed(2))
+        radius = np.where(np.arange(240) < let_go, -np.inf, 1.0).astype(np.float32)
+        keys = SparseRows.of(Rows.empty(12).append(vectors))
+        if let_go:
+            places = torch.cat([torch.zeros(let_go, dtype=torch.long), torch.arange(300 - let_go)])
+            held = Rows.empty(12).append(vectors[let_go:])
+            keys = replace(keys, rows=held, place=Rows.empty(dtype=torch.long).append(places))
+        return cls(vectors, sorted_into_cells(vectors[:240, :6], radius), keys)
+
+    def nearest(self, query: Tensor, within: float = math.inf, stop: int = 300) -> list[int]:
+        """By sketches that leave out half of the numbers."""
+        around, slack = self.cells.around(query[:6].contiguous().numpy()), Slack(1 + 1e-5, 1e-5)
+        latest = Rows.empty(6).append(self.vectors[240:270, :6])
+        return list(around.nearest(query.numpy(), slack, within, self.keys, latest, stop))
+
+
+@pytest.mark.parametrize("stop", [240, 255, 290, 300])
 @pytest.mark.parametrize("let_go", [0, 60])
-def test_the_nearest_of_all_members_is_likely(let_go: int) -> None:
-    """Members by sketches that leave out half of the numbers; their keys may lie elsewhere since others were let go."""
-    vectors = clustered(300, 12, seed=1) + torch.rand(300, 12, generator=torch.Generator().manual_seed(2))
-    radius = np.where(np.arange(300) < let_go, -np.inf, 1.0).astype(np.float32)
-    cells = sorted_into_cells(vectors[:, :6], radius)
+def test_the_nearest_of_all_before_a_row(let_go: int, stop: int) -> None:
+    """In cells, sketched or not; keys may lie elsewhere since others were let go. No two are as near here."""
+    keyed = Keyed.without(let_go)
+    for query in clustered(40, 12, seed=3):
+        exact = distances(query, keyed.vectors)[:stop]
+        nearest, apart = let_go + int(exact[let_go:].argmin()), float(exact[let_go:].min())
+        assert keyed.nearest(query, stop=stop) == [nearest]
+        assert keyed.nearest(query, 1.001 * apart, stop) == [nearest]
+        assert keyed.nearest(query, 0.999 * apart, stop) == []
+
+
+def test_all_that_may_be_measured_to_be_nearest_are_found_what_seems_so_first() -> None:
+    """In a cell, sketched, and not: one is nearer than the others by about a rounding."""
+    keyed = Keyed.without(0)
+    vectors = keyed.vectors + 20
+    vectors[[7, 250, 280]] = torch.tensor([[1.0], [1 - 5e-7], [1.0]]).expand(3, 12)
     keys = SparseRows.of(Rows.empty(12).append(vectors))
-    if let_go:
-        places = torch.cat([torch.zeros(let_go, dtype=torch.long), torch.arange(300 - let_go)])
-        held = Rows.empty(12).append(vectors[let_go:])
-        keys = replace(keys, rows=held, place=Rows.empty(dtype=torch.long).append(places))
-    queries = clustered(40, 12, seed=3)
-    slack = np.tile([1 + 1e-5, 1e-5], (40, 1))
-    found = cells.nearest(queries.numpy(), queries[:, :6].contiguous().numpy(), slack, keys)
-    assert len(found) == 40
-    for query, (rows, squared) in zip(queries, found, strict=True):
-        exact = distances(query, vectors)
-        assert let_go + exact[let_go:].argmin() in rows[squared < np.inf]
-        measured = squared < np.inf
-        np.testing.assert_allclose(np.sqrt(squared[measured]), exact[rows[measured]], rtol=1e-5)
-        assert len(rows) < 300 - let_go
+    cells = sorted_into_cells(vectors[:240, :6], np.ones(240, np.float32))
+    first, *others = Keyed(vectors, cells, keys).nearest(torch.zeros(12))
+    assert (first, sorted(others)) == (250, [7, 280])
 
 
 def test_what_is_no_number_rules_nothing_out() -> None:

@@ -80,7 +80,11 @@ def test_numbers_by_hand() -> None:
     """Mean (1, 0, 0), the first axis the only direction: (4, 3, 4) is 3 along it and 5 away from it."""
     axis = torch.tensor([[1.0], [0.0], [0.0]], dtype=torch.float64)
     sketch = Sketch(torch.tensor([1.0, 0.0, 0.0]), axis)
-    assert sketch.of(torch.tensor([[4.0, 3.0, 4.0], [1.0, 0.0, 0.0]])).tolist() == [[3.0, 5.0], [0.0, 0.0]]
+    vectors = torch.tensor([[4.0, 3.0, 4.0], [1.0, 0.0, 0.0]])
+    assert sketch.of(vectors).tolist() == [[3.0, 5.0], [0.0, 0.0]]
+    sketched = sketch.of_queries(vectors)
+    assert sketched.points.tolist() == [[3.0, 5.0], [0.0, 0.0]]
+    assert sketched.lengths == [34.0, 0.0]
 
 
 def test_the_leading_directions_are_found() -> None:
