@@ -20,7 +20,8 @@ from editable.memory.log import Entry, Log, Record
 from editable.pack import Packed
 from editable.snapshot import Snapshot
 
-TOGETHER = 256  # records read before their edits are inserted in one go
+TOGETHER = 1024  # records read before their edits are inserted in one go
+TOGETHER_BYTES = 64 << 20  # and what their tensors may take meanwhile
 
 
 class History:
@@ -159,14 +160,17 @@ class History:
 
     @staticmethod
     def _runs(records: Iterable[Record]) -> Iterator[tuple[str, list[Record]]]:
-        """Records of one kind and editor that come one after another, at most TOGETHER; all a version relearned."""
+        """Records of one kind and editor that come one after another, not too many; all that a version relearned."""
         some: list[Record] = []
+        held = 0
         for record in records:
             apart = some and _group(record) != _group(some[0])
-            if apart or (len(some) == TOGETHER and record.kind != "relearn"):
+            full = len(some) == TOGETHER or held >= TOGETHER_BYTES
+            if apart or (full and record.kind != "relearn"):
                 yield some[0].editor, some
-                some = []
+                some, held = [], 0
             some.append(record)
+            held += sum(tensor.nbytes for tensor in record.tensors.values())
         if some:
             yield some[0].editor, some
 

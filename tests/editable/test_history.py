@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from editable import history as history_module
 from editable.adapters import GRACE
 from editable.history import History
 from editable.memory.errors import CorruptLogError
@@ -59,3 +60,16 @@ def test_garbage_is_collected_as_before_where_a_log_is_refused(tmp_path: Path, c
         with pytest.raises(CorruptLogError, match="record 2"):
             History({"grace": GRACE()}, log)
     assert gc.isenabled() == collected
+
+
+@pytest.mark.parametrize(
+    ("most", "most_bytes", "expected"), [(1024, 1 << 20, [5]), (2, 1 << 20, [2, 2, 1]), (1024, 40, [2, 2, 1])]
+)
+def test_how_many_edits_are_read_before_they_are_inserted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, most_bytes: int, expected: list[int]
+) -> None:
+    """Twenty bytes each: a key of one number, a value of two, and a token."""
+    monkeypatch.setattr(history_module, "TOGETHER", most)
+    monkeypatch.setattr(history_module, "TOGETHER_BYTES", most_bytes)
+    with logged(tmp_path / "log", 5) as log:
+        assert [len(some) for _, some in History._runs(log.records())] == expected
