@@ -21,6 +21,7 @@ from editable.memory.distance import UNIT
 from editable.memory.package import loops
 
 DIRECTIONS = 127  # in a sketch; one more number is the norm of the rest
+TOGETHER = 64  # vectors sketched at a time: what is worked out on the way stays in the caches
 SAMPLE = 4096  # vectors the directions are taken from
 NEIGHBOURS = 1024  # of these, at least, that are held against their nearest neighbour
 
@@ -59,6 +60,9 @@ class Sketch:
 
     def of(self, vectors: Tensor) -> Tensor:
         """(n, width) float32, of vectors (n, features)."""
+        return torch.cat([self._of(some) for some in vectors.split(TOGETHER)])
+
+    def _of(self, vectors: Tensor) -> Tensor:
         centred = vectors.double() - self.mean
         along = centred @ self.directions
         rest = centred.square().sum(dim=1) - along.square().sum(dim=1)
