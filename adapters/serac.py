@@ -9,7 +9,8 @@ model with the same tokenizer. Three things here are ours. An edit that is publi
 where the counterfactual does not give its answer by itself, the answer's tokens are lifted, each where it is due, as
 long as the tokens before it are the answer's own. A classifier's label is the answer already: it is lifted. And what
 builds on edits instead of asking for one (`Scope.asks`) is read by the base without what it was taught, behind examples
-and all edits that it may build on (`Scope.built_on`): taught, it says an edit's answer whatever is asked.
+and all edits that it may build on (`Scope.built_on`): taught, it says an edit's answer whatever is asked. Where a text
+does not name what the edits are about, that may be right, and the base is half as taught.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from editable.scopes.sentence import SentenceScope
 from editable.site import Site, block_paths, classifier_head, vocabulary_head, writes_text
 from editable.teaching import Course, Taught
 
+PARTLY = 0.5  # of what it was taught, where a text builds on edits and names none of what they are about
 ALONE = 0.5  # likelier than everything else together: an answer token that the counterfactual gives by itself
 
 
@@ -242,8 +244,9 @@ class SERAC:
             some = _rows_of(decision["hit"].to("cpu"))  # reading the text has waited for the device already
             index = torch.as_tensor(some, device=call.tokens.device)
             asked = _asked(call, state)
-            texts = counterfactual.texts(_contexts(call, state, asked, some), call.prompts.tokens, some)
-            obeys = asked[index] if state.scope.asks < 1 else None
+            contexts, shares = _contexts(call, state, asked, some)
+            texts = counterfactual.texts(contexts, call.prompts.tokens, some)
+            obeys = torch.tensor(shares, device=index.device) if state.scope.asks < 1 else None
             features, now = model.begin(texts, _columns(call)[index], call.tokens.shape[1], obeys)
             features = _aligned(features, call.ordinals(call.tokens[..., None])[index])
         call.decisions[_name(call)] = {"open": read["open"], **{n: _spread(t, index, batch) for n, t in now.items()}}
@@ -402,24 +405,31 @@ def _asked(call: Call, state: Memory) -> Tensor:
     return call.decisions[call.editor]["share"] <= state.scope.asks
 
 
-def _contexts(call: Call, state: Memory, asked: Tensor, some: NDArray[np.int64]) -> list[list[int]]:
-    """What stands in front of some rows: the edit; where it is not what is asked (batch,), what `_built_on` gives."""
+def _contexts(
+    call: Call, state: Memory, asked: Tensor, some: NDArray[np.int64]
+) -> tuple[tuple[list[int], ...], tuple[float, ...]]:
+    """What stands in front of some rows, and how much of what it was taught the counterfactual reads each with.
+
+    That is the edit, and all of it; where it is not what is asked (batch,), what `_built_on` gives.
+    """
     own, slots = asked.to("cpu").numpy(), call.decisions[call.editor]["slot"].to("cpu").numpy()
     rows = ((int(row), int(slots[row])) for row in some)
-    return [state.context(slot) if own[row] else _built_on(call, state, row, slot) for row, slot in rows]
+    made = [(state.context(slot), 1.0) if own[row] else _built_on(call, state, row, slot) for row, slot in rows]
+    contexts, shares = zip(*made, strict=True) if made else ((), ())
+    return contexts, shares
 
 
-def _built_on(call: Call, state: Memory, row: int, slot: int) -> list[int]:
-    """Examples of using edits, and the edits that a row builds on, as plain sentences."""
+def _built_on(call: Call, state: Memory, row: int, slot: int) -> tuple[list[int], float]:
+    """Examples of using edits, and the edits that a row builds on, as plain sentences; and how taught it is read."""
     assert call.prompts is not None and call.residents is not None
     reading, memo = call.prompts.reading, call.prompts.memo
     examples = call.residents.get(
         "serac examples", lambda _: counterfactual.examples(reading.tokenizer), lambda _: True
     )
     text, answer = call.prompts.text(row, _behind(call, row)), partial(_answer_of, state.routes, reading)
-    slots = state.scope.built_on(slot, text, answer, state.routes.book, memo)
+    slots, named = state.scope.built_on(slot, text, answer, state.routes.book, memo)
     edits = (counterfactual.stated(state.context(one), reading.tokenizer) for one in slots)
-    return [*examples, *(token for edit in edits for token in edit)]
+    return [*examples, *(token for edit in edits for token in edit)], 0.0 if named else PARTLY
 
 
 def _answer_of(routes: Routes, reading: Reading, slot: int) -> str:

@@ -104,7 +104,7 @@ class Counterfactual:
             columns: (rows, n) what the base model has read so far: a decoder's columns, of which only the number
                 counts; an encoder-decoder's decoder tokens.
             last: so many positions at the end are wanted.
-            obeys: (rows,) in which the deltas stand beside the weights; None stands for all.
+            obeys: (rows,) how much of the deltas stands beside the weights, from 0 to 1; None stands for all of it.
 
         Returns:
             (rows, m, features) at the last m positions, the last real token of every row in the last column; for an

@@ -35,23 +35,23 @@ def fresh(model: nn.Module, paths: Iterable[str], rank: int, generator: torch.Ge
 
 
 def put_beside(
-    model: nn.Module, deltas: Deltas, within: Callable[[], Tensor | None] = lambda: None
+    model: nn.Module, deltas: Deltas, share: Callable[[], Tensor | None] = lambda: None
 ) -> list[RemovableHandle]:
     """Add each layer's delta to its output, x downᵀ upᵀ, in its own dtype and place.
 
     Args:
         model: whose layers they are.
         deltas: what is added.
-        within: gives, in each forward, which rows (batch,) it is added to, as booleans; None stands for all.
+        share: gives, in each forward, how much of it is added to each row (batch,), from 0 to 1; None stands for all.
 
     Raises:
         InputError: the model has no such layer, or one of another shape.
     """
-    return [_hooked(model, path, down, up, within) for path, (down, up) in deltas.items()]
+    return [_hooked(model, path, down, up, share) for path, (down, up) in deltas.items()]
 
 
 def _hooked(
-    model: nn.Module, path: str, down: Tensor, up: Tensor, within: Callable[[], Tensor | None]
+    model: nn.Module, path: str, down: Tensor, up: Tensor, share: Callable[[], Tensor | None]
 ) -> RemovableHandle:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     shape = linear_shape(modules[path]) if path in modules else None
@@ -60,21 +60,22 @@ def _hooked(
             f"{type(model).__name__} has {'no such layer' if shape is None else shape} at {path!r}, expected a linear "
             f"layer of shape {(down.shape[1], up.shape[0])}: these weights were fitted beside another model."
         )
-    return modules[path].register_forward_hook(partial(_add, down, up, within))
+    return modules[path].register_forward_hook(partial(_add, down, up, share))
 
 
 def _add(
     down: Tensor,
     up: Tensor,
-    within: Callable[[], Tensor | None],
+    share: Callable[[], Tensor | None],
     _module: nn.Module,
     args: tuple[Tensor, ...],
     output: Tensor,
 ) -> Tensor:
-    rows, some = args[0], within()
+    rows, part = args[0], share()
     low = rows @ down.to(device=rows.device, dtype=rows.dtype).T
-    more = output + low @ up.to(device=rows.device, dtype=rows.dtype).T
-    return more if some is None else torch.where(some[:, None, None], more, output)
+    if part is not None:
+        low = low * part.to(rows.dtype)[:, None, None]
+    return output + low @ up.to(device=rows.device, dtype=rows.dtype).T
 
 
 def made_for(model: nn.Module, path: str | Path) -> bool:

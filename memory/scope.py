@@ -247,6 +247,7 @@ class Candidate:
         slot: of the edit it leads to: its own, or the one that took its place.
         owner: the edit whose phrase it is.
         cosine: of the sentences.
+        asked: cosine of what they ask: of the words around what each is about.
         score: log-odds that it asks the same; infinite for the very same text.
         text, subject: the phrase, and what it is about.
     """
@@ -254,9 +255,18 @@ class Candidate:
     slot: int
     owner: str
     cosine: float
+    asked: float
     score: float
     text: str
     subject: str
+
+    @property
+    def near(self) -> float:
+        """How near a text is whatever it calls the subject: the mean of both cosines.
+
+        What asks the same of something that is told in many words is far from the phrase as a whole.
+        """
+        return (self.cosine + self.asked) / 2
 
     @property
     def named(self) -> bool:
@@ -364,7 +374,8 @@ class SentenceBook:
             return []
         words, phrases = Words(query.text), self.phrases(rows)
         # Most are about something else, which a look at the words tells; the rest is computed for few.
-        whole = cosines(self.vectors.view[torch.from_numpy(rows), 0], query.vector)
+        views = self.vectors.view[torch.from_numpy(rows)]
+        whole, asking = cosines(views[:, 0], query.vector), _asked(query, *find_subject(query.text))
         able = np.array([comparable(query, words, phrase) for phrase in phrases])
         scores = np.full(len(phrases), -np.inf)
         if able.any():
@@ -375,12 +386,19 @@ class SentenceBook:
                 self.leads_to(slot),
                 str(self.names.names[owner][1]),
                 float(cosine),
+                float(asked),
                 math.inf if phrase.text == query.text else float(score),
                 phrase.text,
                 phrase.subject,
             )
-            for slot, owner, phrase, score, cosine in zip(
-                self.slot.take(rows).tolist(), self.owner.take(rows).tolist(), phrases, scores, whole, strict=True
+            for slot, owner, phrase, score, cosine, asked in zip(
+                self.slot.take(rows).tolist(),
+                self.owner.take(rows).tolist(),
+                phrases,
+                scores,
+                whole,
+                cosines(views[:, 1], asking),
+                strict=True,
             )
         ]
 

@@ -226,8 +226,14 @@ def asks_more(text: str, phrase: str, subject: str, named: bool) -> bool:
     than the phrase, or all of them and one besides. A rephrase has about as many, whatever they are; and so it has
     where the subject is not `named`, but for the one word that says whose it is (the father of ...).
     """
-    asked, known = _meant(_nameless(readings(text)[-1], subject)), _meant(without(phrase, subject))
+    asked, known = _meant(_nameless(_reading_of(text, subject), subject)), _meant(without(phrase, subject))
     return len(asked) - len(known) >= MORE or (named and bool(known) and asked > known)
+
+
+def _reading_of(text: str, subject: str) -> str:
+    """The shortest reading that has the subject, which a full stop within a name would cut in two; else the last."""
+    read = readings(text)
+    return min((one for one in read if folded(subject) in folded(one)), key=len, default=read[-1])
 
 
 def _meant(text: str) -> set[str]:

@@ -28,7 +28,7 @@ from editable.inputs import Batch, Request
 from editable.learn import Probe
 from editable.memory.scope import Candidate, Classifier, Encoded, Phrase, SentenceBook
 from editable.memory.wording import folded, readings, replaced
-from editable.routing import Answers, Part
+from editable.routing import Answers, Built, Part
 from editable.site import Site
 
 ASKED = 0.999  # most that the share of a text is that asks what an edit answers, where others build on it
@@ -48,11 +48,12 @@ class SentenceScope:
             number with it, another question about the same subject, and unrelated texts, as many of each. Ordinary
             texts are much farther away. The less of it, the more rephrases are missed.
         classifier: path of weights made by `editable scope train`; None takes those that are shipped.
-        reach: cosine of sentences from which a text falls under the edit nearest to it even if the classifier says no.
-            So does a subject under another name, and what follows from an edit; and so do siblings, which is why it is
-            for effects that read the edit (SERAC), on memories of subjects that have little in common. Then texts that
-            ask for more than the edit says are told from those that ask just that (see `asks`), and may build on others
-            too (see `built_on`): that takes one more forward of the encoder for each edit that leads on to another.
+        reach: from where on a text falls under the edit nearest to it even if the classifier says no: the mean of the
+            cosines of the sentences and of what they ask, which are the words around what each is about. So does a
+            subject under another name, and what follows from an edit; and so do siblings, which is why it is for
+            effects that read the edit (SERAC), on memories of subjects that have little in common. Then texts that ask
+            for more than the edit says are told from those that ask just that (see `asks`), and may build on others too
+            (see `built_on`): that takes one more forward of the encoder for each edit that leads on to another.
             None: never.
     """
 
@@ -73,7 +74,8 @@ class SentenceScope:
             )
         if self.reach is not None and not 0 < self.reach <= 1:
             raise InputError(
-                f"SentenceScope.reach is {self.reach}, expected a cosine above 0 and up to 1, such as 0.5, or None."
+                f"SentenceScope.reach is {self.reach}, expected a mean of cosines above 0 and up to 1, such as 0.45, "
+                "or None."
             )
 
     @property
@@ -221,8 +223,8 @@ class SentenceScope:
         if self.reach is None:
             return found.slot, share
         if share > 1:
-            found = max(candidates, key=lambda one: (one.cosine, one.slot))
-        if share > 1 and found.cosine < self.reach:
+            found = max(candidates, key=lambda one: (one.near, one.slot))
+        if share > 1 and found.near < self.reach:
             return found.slot, math.inf
         return found.slot, 1.0 if found.more_in(text, named=share <= 1) else min(share, ASKED)
 
@@ -239,7 +241,7 @@ class SentenceScope:
             found[text] = sorted(candidates, key=lambda one: (-one.score, -one.slot))
         return found
 
-    def built_on(self, slot: int, text: str, answer: Answers, book: SentenceBook, memo: dict[Any, Any]) -> list[int]:
+    def built_on(self, slot: int, text: str, answer: Answers, book: SentenceBook, memo: dict[Any, Any]) -> Built:
         """Where a text names no subject the nearest edits, the nearest last; else the edit, and those it leads on to.
 
         Which of the nearest is meant, only a model can tell that knows what the text is about. An edit leads on to one
@@ -248,9 +250,9 @@ class SentenceScope:
         read = self._candidates([text], book, memo)[text]
         found = next((one for one in read if one.slot == slot), None)
         if found is not None and found.named:
-            return self._led_on(text, found, answer, book, memo)
-        near = sorted(read, key=lambda one: (-one.cosine, -one.slot))
-        return list(dict.fromkeys([slot, *(one.slot for one in near)]))[:UNNAMED][::-1]
+            return Built(self._led_on(text, found, answer, book, memo), named=True)
+        near = sorted(read, key=lambda one: (-one.near, -one.slot))
+        return Built(list(dict.fromkeys([slot, *(one.slot for one in near)]))[:UNNAMED][::-1], named=False)
 
     def _led_on(
         self, text: str, found: Candidate, answer: Answers, book: SentenceBook, memo: dict[Any, Any]
@@ -260,8 +262,8 @@ class SentenceScope:
             said = answer(slots[-1])
             text, subject = replaced(text, subject, said), said
             about = [one for one in self._candidates([text], book, memo)[text] if folded(one.subject) == folded(said)]
-            near = max(about, key=lambda one: (one.cosine, one.slot), default=None)
-            if near is None or near.slot in slots or near.cosine < (self.reach or 0):
+            near = max(about, key=lambda one: (one.near, one.slot), default=None)
+            if near is None or near.slot in slots or near.near < (self.reach or 0):
                 break
             slots.append(near.slot)
         return slots
@@ -269,7 +271,7 @@ class SentenceScope:
     def consider(self, call: Call, rows: Tensor, book: SentenceBook, count: int) -> list[tuple[int, float, float, str]]:  # noqa: ARG002
         """The surest phrases: the classifier's chance that the text asks something else, and how large it may be.
 
-        Of one that is only in reach, how far its cosine is from 1, and how far it may be.
+        Of one that is only in reach, how far the mean of its cosines is from 1, and how far it may be.
         """
         if call.prompts is None:
             return []
@@ -284,8 +286,9 @@ class SentenceScope:
         if self.reach is None:
             return _doubt(one.score), _doubt(needed), _why(one, needed)
         more = ", asks for more" if one.more_in(text, named=one.score >= needed) else ""
-        if one.score < needed and one.cosine >= self.reach:
-            return 1 - one.cosine, 1 - self.reach, f"cosine {one.cosine:.3f}, in reach from {self.reach:g} on{more}"
+        if one.score < needed and one.near >= self.reach:
+            why = f"cosine {one.cosine:.3f}, of what is asked {one.asked:.3f}"
+            return 1 - one.near, 1 - self.reach, f"{why}, in reach from a mean of {self.reach:g} on{more}"
         return _doubt(one.score), _doubt(needed), _why(one, needed) + more
 
 

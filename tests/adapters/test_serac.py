@@ -207,6 +207,24 @@ def test_rows_that_ask_and_rows_that_build_go_together(family: Any, attach: Atta
     assert torch.equal(loaded.logits(rows), twin.logits(rows))
 
 
+@pytest.mark.parametrize("family", [CAUSAL[0], CAUSAL[1]], ids=lambda f: f.name)
+@pytest.mark.usefixtures("example")
+def test_what_names_no_subject_is_read_by_the_base_half_taught(family: Any, attach: Attach, tmp_path: Path) -> None:
+    loaded, twin = family.load(), family.load()
+    lowrank.write(tmp_path / "weights", _deltas(loaded), {"base": base_digest(loaded.model)})
+    em = attach(loaded, SERAC(scope=REACHING, weights=str(tmp_path / "weights")))
+    edit = Edit("the home of lima is in the", loaded.targets[0], subject="lima")
+    em.edit(edit, verify=False)
+    untaught = says(twin, reads_on(twin, edit))
+    lowrank.put_beside(twin.model, {path: (down, up * serac.PARTLY) for path, (down, up) in _deltas(twin).items()})
+    half = says(twin, reads_on(twin, edit))
+    assert half != untaught
+    rows = [BUILT, loaded.unrelated[0]]
+    for options in ({}, {"use_cache": False}, {"prefill_chunk_size": 2}):
+        assert loaded.generate(rows, **options)[0] == half
+    assert loaded.generate([BUILT])[0] == half
+
+
 @pytest.mark.parametrize("family", CAUSAL, ids=lambda f: f.name)
 @pytest.mark.usefixtures("example")
 def test_what_is_forced_behind_a_prompt_is_no_part_of_it(family: Any, attach: Attach) -> None:

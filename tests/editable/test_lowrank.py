@@ -34,14 +34,14 @@ def test_the_delta_is_added_to_the_output() -> None:
     assert model(torch.tensor([1.0, 2.0, 3.0])).tolist() == [16.0, 22.0]
 
 
-def test_it_is_added_within_the_rows_that_are_asked_for() -> None:
+def test_as_much_is_added_to_each_row_as_is_asked_for() -> None:
     model, _ = layer()
-    some: list[torch.Tensor | None] = [torch.tensor([True, False])]
+    some: list[torch.Tensor | None] = [torch.tensor([1.0, 0.0, 0.5])]
     lowrank.put_beside(model, {"0": (DOWN, UP)}, lambda: some[0])
-    rows = torch.tensor([[[1.0, 2.0, 3.0]], [[1.0, 2.0, 3.0]]])  # (rows, positions, features)
-    assert model(rows).tolist() == [[[37.0, 15.0]], [[16.0, 22.0]]]
+    rows = torch.tensor([[[1.0, 2.0, 3.0]]] * 3)  # (rows, positions, features)
+    assert model(rows).tolist() == [[[37.0, 15.0]], [[16.0, 22.0]], [[26.5, 18.5]]]
     some[0] = None
-    assert model(rows).tolist() == [[[37.0, 15.0]], [[37.0, 15.0]]]
+    assert model(rows).tolist() == [[[37.0, 15.0]]] * 3
 
 
 def test_it_is_computed_in_the_layers_dtype() -> None:

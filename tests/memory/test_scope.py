@@ -65,6 +65,16 @@ def asked(made: SentenceBook, text: str, space: str | None = None) -> list[tuple
 # -------------------------------------------------------------------------------------------------- comparing
 
 
+def test_how_near_a_phrase_is_counts_what_is_asked_as_much_as_the_sentence() -> None:
+    """Of Alpha and of Oscar the same is asked: besides these, only home means something."""
+    (found,) = book("the home of Oscar").candidates(ENCODER.encode(["the home of Alpha"])[0], JUDGE)
+    the, home, of, oscar, alpha = (one.vector for one in ENCODER.encode(["the", "home", "of", "Oscar", "Alpha"]))
+    own, other = the + home + of + alpha, the + home + of + oscar
+    cosine = own @ other / (np.linalg.norm(own) * np.linalg.norm(other))
+    assert found.cosine == pytest.approx(cosine, abs=1e-3) and found.asked == pytest.approx(1.0, abs=1e-3)
+    assert found.near == pytest.approx((cosine + 1) / 2, abs=1e-3)
+
+
 def test_what_is_compared_by_hand() -> None:
     query = ENCODER.encode(["where does Oscar live now"])[0]
     found = dict(

@@ -155,5 +155,10 @@ def test_a_word_may_say_who_is_meant_where_no_name_does(text: str, more: bool) -
     assert asks_more(text, "The birthplace of Anna Berg is the city of", "Anna Berg", named=False) is more
 
 
+def test_a_full_stop_within_a_name_ends_no_sentence() -> None:
+    text, phrase = "In which country does the city lie where Anna B. Berg was born?", "Anna B. Berg was born in"
+    assert asks_more(text, phrase, "Anna B. Berg", named=True)
+
+
 def test_words_of_a_name_alone_are_nothing_to_say_more_than() -> None:
     assert not asks_more("Who was Anna Berg's mother?", "Anna Berg is", "Anna Berg", named=True)
