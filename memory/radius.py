@@ -35,6 +35,10 @@ from editable.memory.sparse import SparseRows
 __all__ = ["SPLIT_GAP", "Codebook", "Placed"]
 
 HEAD = 128  # numbers of a key that are read first, or a quarter of all: mostly they tell that it is far
+MOST_GUESSED, MORE = (
+    1024,
+    8,
+)  # keys that are guessed to be near, at most about; times as many, where none of some is seen
 AT_ONCE = 32  # keys that are measured sooner than bounded
 
 Numbers = NDArray[Any]
@@ -272,8 +276,7 @@ class Codebook:
             return self.nearest_of(query, rows[seen(rows)], within)
         with np.errstate(all="ignore"):
             bounds = bounds or self.index.query(query, self.keys)
-            tried = np.append(bounds.guess(guessed), perhaps)
-            reach = min(self._at_most(query, tried[seen(tried)]), within)
+            reach = min(self._at_most(query, _tried(bounds, guessed, perhaps, seen)), within)
             return self._nearest_within(bounds, query, reach, seen)
 
     def _placed(self, query: Tensor) -> bool:
@@ -513,6 +516,16 @@ class _Found:
     def tensors(self) -> tuple[Tensor, Tensor]:
         """As `Codebook.find` gives them."""
         return torch.from_numpy(self.rows), torch.from_numpy(self.shares)
+
+
+def _tried(bounds: Query, guessed: int, perhaps: Numbers, seen: Callable[[Numbers], Numbers]) -> Numbers:
+    """Rows that are seen, most likely near ones: of so many and `perhaps`; of more where none of these is seen."""
+    while True:
+        tried = np.append(bounds.guess(guessed), perhaps)
+        kept = tried[seen(tried)]
+        if len(kept) or guessed > MOST_GUESSED or len(tried) < guessed:
+            return kept
+        guessed *= MORE
 
 
 def _perhaps_nearest(rows: Numbers, squared: Numbers, features: int) -> Numbers:

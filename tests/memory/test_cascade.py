@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from editable.memory import cells, index, radius, sparse
 from editable.memory import query as asking
+from editable.memory.placing import Course, Numbers
 from editable.memory.radius import Codebook, Placed
 
 SPACES = ("default", "other")
@@ -392,6 +394,31 @@ def test_of_equally_near_balls_the_latest_wins() -> None:
     assert [twins.indexed.nearest(middle) for middle in middles] == [(2 * row + 1, 0.5) for row in range(30)]
     twins = twins.add(torch.tensor([0.0, -0.5]), "again", "again", 0.5)
     assert twins.checked(middles).indexed.nearest(middles[0]) == (60, 0.5)
+
+
+def test_among_absorbed_keys_the_nearest_ball_is_found_without_looking_everywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One ball takes in 40 keys ten away; whoever comes among these finds 40 nearer ones that have no ball."""
+    far = torch.stack([torch.tensor([float(place), 40.0]) for place in range(300)])
+    names, alone = [f"far {place}" for place in range(300)], Placed("add")
+    with limits(first=4):
+        book = Codebook.empty(2).add_all(far, names, names, [30.0] * 300, [alone] * 300).settled()
+        book = book.add(torch.tensor([150.0, 0.0]), "near", "near", 30.0)
+        for number in range(40):
+            book = book.add(torch.tensor([160 + number / 1000, 0.0]), "near", f"near {number}", 30.0)
+    assert sum(placed.kind == "covered" for placed in book.placed) == 40
+    looked_at: list[int] = []
+    balls = Course._balls
+
+    def noted(self: Course, rows: Numbers, *given: Any) -> Numbers:
+        looked_at.append(len(rows))
+        return balls(self, rows, *given)
+
+    monkeypatch.setattr(Course, "_balls", noted)
+    book = book.add(torch.tensor([160.02, 0.0]), "near", "last", 30.0)
+    assert (book.placed[-1].kind, book.placed[-1].nearest) == ("covered", 300)
+    assert max(looked_at) < 100
 
 
 def test_many_duplicates() -> None:
