@@ -321,9 +321,8 @@ class Course:
         """Which of rows (m,) are to be kept (m,), now that some have changed."""
         places = np.flatnonzero(np.isin(rows, list(self.lives))) if len(rows) > FEW else np.arange(len(rows))
         for place, row in zip(places.tolist(), rows[places].tolist(), strict=True):
-            life = self.lives.get(row)
-            if life is not None:
-                kept[place] = life.radius >= 0 and life.space == space
+            if row in self.lives:
+                kept[place] = self._is_ball(row, space, without)
         if without:
             kept &= ~np.isin(rows, without)
         return kept

@@ -35,7 +35,7 @@ from editable.memory.sparse import SparseRows
 __all__ = ["SPLIT_GAP", "Codebook", "Placed"]
 
 HEAD = 128  # numbers of a key that are read first, or a quarter of all: mostly they tell that it is far
-MOST_GUESSED, MORE = (
+MOST_TRIED, MORE = (
     1024,
     8,
 )  # keys that are guessed to be near, at most about; times as many, where none of some is seen
@@ -251,13 +251,10 @@ class Codebook:
     ) -> tuple[int, float]:
         """The same among those rows (m,) `before` one for which `seen` says so (m,), which are most."""
         rows = query.nearest(before, within)
-        if rows is not None and not len(rows):
-            return -1, math.nextafter(within, math.inf)
-        kept = np.zeros(1, np.bool_) if rows is None else seen(rows)
-        if rows is None or not kept[0]:  # another may be the nearest of those that are seen
+        kept = NOBODY if rows is None else seen(rows)
+        if rows is None or not kept[:1].all():  # another may be the nearest of those that are seen
             return self.nearest_then(query.tensor, within, seen, bounds=query)
-        row, least = _latest_nearest(rows[kept], self._measured(query.tensor, rows[kept]))
-        return (row, least) if least <= within else (-1, math.nextafter(within, math.inf))
+        return self._nearest_among(query.tensor, rows[kept], within)
 
     def nearest_then(
         self,
@@ -283,9 +280,8 @@ class Codebook:
         """Whether a query (features,) and the keys are where the index can tell what is near."""
         return self._here and bool(np.isfinite(query.numpy()).all())
 
-    def _nearest_among(self, query: Tensor, rows: Numbers, squared: Numbers, within: float) -> tuple[int, float]:
-        """The nearest of rows (m,), whose squared distances (m,) are these but for roundings, if it is `within`."""
-        rows = _perhaps_nearest(rows, squared, len(query))
+    def _nearest_among(self, query: Tensor, rows: Numbers, within: float) -> tuple[int, float]:
+        """The nearest of rows (m,), among which it must be, if it is `within` that distance."""
         row, least = _latest_nearest(rows, self._measured(query, rows))
         return (row, least) if least <= within else (-1, math.nextafter(within, math.inf))
 
@@ -314,7 +310,8 @@ class Codebook:
         rows, lowest = rows[kept], lowest[kept]
         if not len(rows):
             return -1, math.nextafter(reach, math.inf)
-        return self._nearest_among(query, rows, self._squares(query, rows, lowest, bounds.slack), reach)
+        rows = _perhaps_nearest(rows, self._squares(query, rows, lowest, bounds.slack), len(query))
+        return self._nearest_among(query, rows, reach)
 
     def _squares(self, query: Tensor, rows: Numbers, lowest: Numbers = NOTHING, slack: Slack = NO_SLACK) -> Numbers:
         """(m,) squared distances of query (features,) to the keys of rows (m,), summed in another order.
@@ -523,7 +520,7 @@ def _tried(bounds: Query, guessed: int, perhaps: Numbers, seen: Callable[[Number
     while True:
         tried = np.append(bounds.guess(guessed), perhaps)
         kept = tried[seen(tried)]
-        if len(kept) or guessed > MOST_GUESSED or len(tried) < guessed:
+        if len(kept) or guessed > MOST_TRIED or len(tried) < guessed:
             return kept
         guessed *= MORE
 
