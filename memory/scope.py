@@ -91,6 +91,11 @@ class Encoded:
         begins, stops = np.array(words or [(0, 0)]).T
         return ((starts < stops) & (ends > begins)).any(axis=1)  # type: ignore[no-any-return]
 
+    @cached_property
+    def asked(self) -> Numbers:
+        """(width,) of length 1: what is asked about what it seems to be about; the same for all phrases, too."""
+        return _asked(self, *find_subject(self.text))
+
 
 @dataclass(frozen=True, eq=False)
 class Phrase:
@@ -375,7 +380,7 @@ class SentenceBook:
         words, phrases = Words(query.text), self.phrases(rows)
         # Most are about something else, which a look at the words tells; the rest is computed for few.
         views = self.vectors.view[torch.from_numpy(rows)]
-        whole, asking = cosines(views[:, 0], query.vector), _asked(query, *find_subject(query.text))
+        whole, asked = cosines(views[:, 0], query.vector), cosines(views[:, 1], query.asked)
         able = np.array([comparable(query, words, phrase) for phrase in phrases])
         scores = np.full(len(phrases), -np.inf)
         if able.any():
@@ -386,18 +391,18 @@ class SentenceBook:
                 self.leads_to(slot),
                 str(self.names.names[owner][1]),
                 float(cosine),
-                float(asked),
+                float(asking),
                 math.inf if phrase.text == query.text else float(score),
                 phrase.text,
                 phrase.subject,
             )
-            for slot, owner, phrase, score, cosine, asked in zip(
+            for slot, owner, phrase, score, cosine, asking in zip(
                 self.slot.take(rows).tolist(),
                 self.owner.take(rows).tolist(),
                 phrases,
                 scores,
                 whole,
-                cosines(views[:, 1], asking),
+                asked,
                 strict=True,
             )
         ]
