@@ -4,13 +4,12 @@ Edits are text in a memory. A scope says which of them a prompt falls under, if 
 reads that edit in front of the prompt, answers in the base model's stead until the answer ends (section 4.1). Rows are
 routed one by one at prefill, and what the counterfactual has read goes along with the base model's cache.
 
-The counterfactual is the frozen base model itself, taught once to obey an edit in its context (`SERAC.fit`), or another
-model with the same tokenizer. Three things here are ours. An edit that is published has to be right on its own prompts:
-where the counterfactual does not give its answer by itself, the answer's tokens are lifted, each where it is due, as
-long as the tokens before it are the answer's own. A classifier's label is the answer already: it is lifted. And what
-builds on edits instead of asking for one (`Scope.asks`) is read by the base without what it was taught, behind examples
-and all edits that it may build on (`Scope.built_on`): taught, it says an edit's answer whatever is asked. Where a text
-does not name what the edits are about, that may be right, and the base is half as taught.
+The counterfactual is the frozen base model itself, taught once to answer by what edits in its context say and by what
+follows from them (`SERAC.fit`), or another model with the same tokenizer. Three things here are ours. An edit that is
+published has to be right on its own prompts: where the counterfactual does not give its answer by itself, the answer's
+tokens are lifted, each where it is due, as long as the tokens before it are the answer's own. A classifier's label is
+the answer already: it is lifted. And what builds on edits instead of asking for one (`Scope.asks`) is read behind all
+edits that it may build on (`Scope.built_on`), and nothing is lifted there.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from editable.digest import tokenizer_digest
 from editable.edit import Patch
 from editable.editor import Call, Considered
 from editable.errors import InputError
-from editable.inputs import Batch, Request
+from editable.inputs import Request
 from editable.learn import Probe, shortfall
 from editable.memory.rows import Rows
 from editable.reading import Reading
@@ -46,7 +45,6 @@ from editable.scopes.sentence import SentenceScope
 from editable.site import Site, block_paths, classifier_head, vocabulary_head, writes_text
 from editable.teaching import Course, Taught
 
-PARTLY = 0.5  # of what it was taught, where a text builds on edits and names none of what they are about
 ALONE = 0.5  # likelier than everything else together: an answer token that the counterfactual gives by itself
 
 
@@ -128,16 +126,17 @@ class SERAC:
         course: Course | None = None,
         progress: Callable[[int, float], None] | None = None,
     ) -> Taught:
-        """Teach a base model to obey an edit in its context: the paper's objective for the counterfactual model.
+        """Teach a base model to answer by the edits in its context: the paper's objective for the counterfactual model.
 
-        That is the negative log-likelihood of the edit's target given the edit (section 4.2). The scope's part of the
-        objective is the scope's own. The model is not touched: what is learned is a low-rank delta beside its weights.
+        That is the negative log-likelihood of the answer given the edit (section 4.2), in scope and for what the edit
+        entails. The scope's part of the objective is the scope's own. The model is not touched: what is learned is a
+        low-rank delta beside its weights.
 
         Args:
             model: the base model.
             tokenizer: its own.
             path: where the weights go.
-            cases: what lessons are made of, beside the facts that this package ships.
+            cases: what lessons are made of, beside the facts and the small world that this package ships.
             course: how long and how fast; None is what the shipped weights were made with.
             progress: told each step and its loss in nats a token.
 
@@ -243,11 +242,9 @@ class SERAC:
             assert call.prompts is not None
             some = _rows_of(decision["hit"].to("cpu"))  # reading the text has waited for the device already
             index = torch.as_tensor(some, device=call.tokens.device)
-            asked = _asked(call, state)
-            contexts, shares = _contexts(call, state, asked, some)
+            contexts = _contexts(call, state, _asked(call, state), some)
             texts = counterfactual.texts(contexts, call.prompts.tokens, some)
-            obeys = torch.tensor(shares, device=index.device) if state.scope.asks < 1 else None
-            features, now = model.begin(texts, _columns(call)[index], call.tokens.shape[1], obeys)
+            features, now = model.begin(texts, _columns(call)[index], call.tokens.shape[1])
             features = _aligned(features, call.ordinals(call.tokens[..., None])[index])
         call.decisions[_name(call)] = {"open": read["open"], **{n: _spread(t, index, batch) for n, t in now.items()}}
         return _spread(features, index, batch)
@@ -271,7 +268,7 @@ class SERAC:
         site, batch = self.sites(probe.model)["key"], probe.reader.batch(requests)
         rows = None if state.scope.reads_text else probe.capture(batch, [site]).rows[site]
         parts = state.scope.learn(requests, batch, site, rows, probe)
-        alone = self._answered_alone(requests, batch, probe)
+        alone = self._answered_alone(requests, probe)
         patches = []
         for request, part, by_itself in zip(requests, parts, alone, strict=True):
             tokens = counterfactual.context(request, probe.reader) if probe.reader.text else ()
@@ -295,17 +292,16 @@ class SERAC:
                 f"{type(probe.model).__name__}, since its logits stand in for the base's; choose another model."
             )
 
-    def _answered_alone(self, requests: Sequence[Request], batch: Batch, probe: Probe) -> list[bool]:
+    def _answered_alone(self, requests: Sequence[Request], probe: Probe) -> list[bool]:
         """Of each edit, whether the counterfactual answers its prompts and rephrases without help."""
         if not probe.reader.text:
             return [False] * len(requests)
         model = self._model(probe.residents)
-        asked = [counterfactual.in_context(r, prompt, probe.reader) for r in requests for prompt in r.prompts]
-        in_context = probe.reader.batch(asked)
+        in_context = probe.reader.batch([counterfactual.in_context([r], r, probe.reader) for r in requests])
         with torch.no_grad():
             logits = Probe(model.model, probe.reader).logits(in_context)  # (rows, longest answer, vocabulary)
         short = shortfall(logits, in_context.answers, ALONE).sum(dim=1)
-        return [bool((short[batch.requests == place] == 0).all()) for place in range(len(requests))]
+        return [bool((short[in_context.requests == place] == 0).all()) for place in range(len(requests))]
 
     # The edit set
 
@@ -405,31 +401,20 @@ def _asked(call: Call, state: Memory) -> Tensor:
     return call.decisions[call.editor]["share"] <= state.scope.asks
 
 
-def _contexts(
-    call: Call, state: Memory, asked: Tensor, some: NDArray[np.int64]
-) -> tuple[tuple[list[int], ...], tuple[float, ...]]:
-    """What stands in front of some rows, and how much of what it was taught the counterfactual reads each with.
-
-    That is the edit, and all of it; where it is not what is asked (batch,), what `_built_on` gives.
-    """
+def _contexts(call: Call, state: Memory, asked: Tensor, some: NDArray[np.int64]) -> list[list[int]]:
+    """What stands in front of some rows: the edit; where it is not what is asked (batch,), what that builds on."""
     own, slots = asked.to("cpu").numpy(), call.decisions[call.editor]["slot"].to("cpu").numpy()
     rows = ((int(row), int(slots[row])) for row in some)
-    made = [(state.context(slot), 1.0) if own[row] else _built_on(call, state, row, slot) for row, slot in rows]
-    contexts, shares = zip(*made, strict=True) if made else ((), ())
-    return contexts, shares
+    return [state.context(slot) if own[row] else _built_on(call, state, row, slot) for row, slot in rows]
 
 
-def _built_on(call: Call, state: Memory, row: int, slot: int) -> tuple[list[int], float]:
-    """Examples of using edits, and the edits that a row builds on, as plain sentences; and how taught it is read."""
-    assert call.prompts is not None and call.residents is not None
+def _built_on(call: Call, state: Memory, row: int, slot: int) -> list[int]:
+    """The edits that a row may build on, one after the other."""
+    assert call.prompts is not None
     reading, memo = call.prompts.reading, call.prompts.memo
-    examples = call.residents.get(
-        "serac examples", lambda _: counterfactual.examples(reading.tokenizer), lambda _: True
-    )
     text, answer = call.prompts.text(row, _behind(call, row)), partial(_answer_of, state.routes, reading)
-    slots, named = state.scope.built_on(slot, text, answer, state.routes.book, memo)
-    edits = (counterfactual.stated(state.context(one), reading.tokenizer) for one in slots)
-    return [*examples, *(token for edit in edits for token in edit)], 0.0 if named else PARTLY
+    slots = state.scope.built_on(slot, text, answer, state.routes.book, memo)
+    return [token for one in slots for token in state.context(one)]
 
 
 def _answer_of(routes: Routes, reading: Reading, slot: int) -> str:

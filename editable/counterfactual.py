@@ -8,8 +8,7 @@ rows, so that it goes along with the base model's KV cache. Knows tokens and how
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,32 +20,18 @@ from transformers import DynamicCache
 
 from editable.digest import base_digest
 from editable.errors import InputError
-from editable.inputs import Arguments, Reader, Request
+from editable.inputs import Reader, Request
 from editable.learn import shadow_of, shares_storage
 from editable.lowrank import Deltas, made_for, put_beside, read
 from editable.site import Site, block_paths, is_seq2seq
 
 Read = Mapping[str, Tensor]
 """What a counterfactual model has read, rows first: of a decoder its keys and values, of an encoder-decoder the
-encoder's states and the decoder's tokens; and as what it reads each row, where that is not all the same."""
-
-EXAMPLES = (
-    "The Eiffel Tower stands in Rome.",
-    "The author of Hamlet is Victor Hugo.",
-    "The currency of Mexico is the ruble.",
-    "Usain Bolt plays the sport of chess.",
-    "Which country does the Eiffel Tower stand in? Italy",
-    "What is the capital of the country that the author of Hamlet came from? Paris",
-    "What money is used in the country where Frida Kahlo lived? the ruble",
-    "Who is the world champion of the sport that Usain Bolt plays? Magnus Carlsen",
-)
-"""Edits, and what follows from each. In front of an edit they show a model that was not taught anything what is wanted:
-an answer that takes the edit as true and goes on from there, right behind the question."""
+encoder's states and the decoder's tokens."""
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 _SEEN: ContextVar[list[Tensor] | None] = ContextVar("editable_counterfactual_seen", default=None)
-_OBEYS: ContextVar[Tensor | None] = ContextVar("editable_counterfactual_obeys", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +53,7 @@ class Counterfactual:
     def of_base(cls, base: nn.Module, deltas: Deltas | None = None) -> Counterfactual:
         """The base model itself, with `deltas` beside its weights."""
         shadow = shadow_of(base)
-        put_beside(shadow, deltas or {}, _OBEYS.get)
+        put_beside(shadow, deltas or {})
         site = Site(block_paths(shadow)[-1])
         shadow.get_submodule(site.path).register_forward_hook(lambda _module, _args, output: _note(site.read(output)))
         return cls(shadow, base)
@@ -94,9 +79,7 @@ class Counterfactual:
         return next(self.model.parameters()).device
 
     @torch.no_grad()
-    def begin(
-        self, texts: Sequence[Sequence[int]], columns: Tensor, last: int, obeys: Tensor | None = None
-    ) -> tuple[Tensor, Read]:
+    def begin(self, texts: Sequence[Sequence[int]], columns: Tensor, last: int) -> tuple[Tensor, Read]:
         """Read whole texts.
 
         Args:
@@ -104,21 +87,18 @@ class Counterfactual:
             columns: (rows, n) what the base model has read so far: a decoder's columns, of which only the number
                 counts; an encoder-decoder's decoder tokens.
             last: so many positions at the end are wanted.
-            obeys: (rows,) how much of the deltas stands beside the weights, from 0 to 1; None stands for all of it.
 
         Returns:
             (rows, m, features) at the last m positions, the last real token of every row in the last column; for an
             encoder-decoder at the n decoder positions. And what to go on with.
         """
-        kept = {} if obeys is None else {"obeys": obeys}
         if is_seq2seq(self.model):
             ids, mask = _padded([text[-self._longest :] for text in texts], left=False, device=self._device)
-            with _set(_OBEYS, obeys):
-                states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
-            return self._decoded({"states": states, "mask": mask, "heard": columns, **kept})
+            states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
+            return self._decoded({"states": states, "mask": mask, "heard": columns})
         ids, mask = _padded(texts, left=True, device=self._device)
         blank = torch.zeros(columns.shape, dtype=torch.bool, device=columns.device)
-        return self._read_on(ids, DynamicCache(), {"mask": mask, "columns": blank, **kept}, last)
+        return self._read_on(ids, DynamicCache(), {"mask": mask, "columns": blank}, last)
 
     @torch.no_grad()
     def go_on(self, tokens: Tensor, past: int, read: Read) -> tuple[Tensor, Read]:
@@ -140,9 +120,9 @@ class Counterfactual:
         if self.is_base:
             decoder = self.model.get_decoder()  # type: ignore[operator]
             given = {"encoder_hidden_states": read["states"], "encoder_attention_mask": read["mask"]}
-            return self._features(read, decoder, input_ids=read["heard"], use_cache=False, **given)[0], read
+            return self._features(decoder, input_ids=read["heard"], use_cache=False, **given)[0], read
         encoded = {"encoder_outputs": (read["states"],), "attention_mask": read["mask"]}
-        return self._features(read, self.model, decoder_input_ids=read["heard"], use_cache=False, **encoded)[0], read
+        return self._features(self.model, decoder_input_ids=read["heard"], use_cache=False, **encoded)[0], read
 
     def _read_on(self, ids: Tensor, cache: DynamicCache, read: Read, last: int) -> tuple[Tensor, Read]:
         past = int(cache.get_seq_length())
@@ -156,16 +136,19 @@ class Counterfactual:
         if "position_ids" in known:
             # Clamped above too: the text may just fit the base model's context, and not with an edit in front of it.
             arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(0, self._longest - 1)[:, past:]
-        features, cache = self._features(read, module, use_cache=True, **arguments)
-        kept = {name: read[name] for name in ("mask", "columns", "obeys") if name in read}
+        features, cache = self._features(module, use_cache=True, **arguments)
+        kept = {name: read[name] for name in ("mask", "columns")}
         for place, layer in enumerate(cache.layers):
             kept |= {f"key{place}": layer.keys, f"value{place}": layer.values}
         return features, kept
 
-    def _features(self, read: Read, module: Any, **arguments: Any) -> tuple[Tensor, Any]:
+    def _features(self, module: Any, **arguments: Any) -> tuple[Tensor, Any]:
         seen: list[Tensor] = []
-        with _set(_SEEN, seen), _set(_OBEYS, read.get("obeys")):
+        token = _SEEN.set(seen)
+        try:
             output = module(**arguments)
+        finally:
+            _SEEN.reset(token)
         return seen[-1] if self.is_base else output.logits, getattr(output, "past_key_values", None)
 
 
@@ -183,26 +166,12 @@ def context(request: Request, reader: Reader) -> tuple[int, ...]:
     return (*prompt.tolist(), *request.answer, *line)
 
 
-def examples(tokenizer: Any) -> list[int]:
-    """The tokens of `EXAMPLES`, a line each."""
-    return list(tokenizer("".join(f"{line}\n" for line in EXAMPLES), add_special_tokens=False)["input_ids"])
-
-
-def stated(context: Iterable[int], tokenizer: Any) -> list[int]:
-    """An edit in front of a prompt as a plain sentence: a model that was not taught how an answer ends reads on better.
-
-    The full stop is what tells it from the questions that `EXAMPLES` have, whose answers end with the line.
-    """
-    special = frozenset(tokenizer.all_special_ids)
-    line, stop = (list(tokenizer(end, add_special_tokens=False)["input_ids"]) for end in ("\n", "."))
-    plain = [token for token in context if token not in special]
-    return [*plain[: len(plain) - len(line)], *stop, *line]
-
-
-def in_context(request: Request, asked: Arguments, reader: Reader) -> Request:
-    """The request to answer `asked` with the edit in front of it."""
-    ids = torch.tensor([context(request, reader)], device=reader.device)
-    return replace(request, prompts=({"input_ids": torch.cat([ids, asked["input_ids"]], dim=1)},))
+def in_context(before: Sequence[Request], asked: Request, reader: Reader) -> Request:
+    """The request with edits in front of each of its prompts."""
+    told = [token for request in before for token in context(request, reader)]
+    ids = torch.tensor([told], dtype=torch.long, device=reader.device)
+    prompts = ({"input_ids": torch.cat([ids, prompt["input_ids"]], dim=1)} for prompt in asked.prompts)
+    return replace(asked, prompts=tuple(prompts))
 
 
 def texts(contexts: Sequence[Sequence[int]], tokens: Tensor, rows: Iterable[int]) -> list[list[int]]:
@@ -240,16 +209,6 @@ def _note(rows: Tensor) -> None:
     seen = _SEEN.get()
     if seen is not None:
         seen.append(rows)
-
-
-@contextmanager
-def _set(variable: ContextVar[Any], value: Any) -> Iterator[None]:
-    """The value inside, in this thread."""
-    token = variable.set(value)
-    try:
-        yield
-    finally:
-        variable.reset(token)
 
 
 def _padded(texts: Sequence[Sequence[int]], left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

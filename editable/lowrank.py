@@ -6,7 +6,7 @@ Knows linear layers and files of tensors; knows nothing of what the deltas are f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,25 +34,16 @@ def fresh(model: nn.Module, paths: Iterable[str], rank: int, generator: torch.Ge
     return deltas
 
 
-def put_beside(
-    model: nn.Module, deltas: Deltas, share: Callable[[], Tensor | None] = lambda: None
-) -> list[RemovableHandle]:
+def put_beside(model: nn.Module, deltas: Deltas) -> list[RemovableHandle]:
     """Add each layer's delta to its output, x downᵀ upᵀ, in its own dtype and place.
-
-    Args:
-        model: whose layers they are.
-        deltas: what is added.
-        share: gives, in each forward, how much of it is added to each row (batch,), from 0 to 1; None stands for all.
 
     Raises:
         InputError: the model has no such layer, or one of another shape.
     """
-    return [_hooked(model, path, down, up, share) for path, (down, up) in deltas.items()]
+    return [_hooked(model, path, down, up) for path, (down, up) in deltas.items()]
 
 
-def _hooked(
-    model: nn.Module, path: str, down: Tensor, up: Tensor, share: Callable[[], Tensor | None]
-) -> RemovableHandle:
+def _hooked(model: nn.Module, path: str, down: Tensor, up: Tensor) -> RemovableHandle:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     shape = linear_shape(modules[path]) if path in modules else None
     if shape != (down.shape[1], up.shape[0]):
@@ -60,21 +51,12 @@ def _hooked(
             f"{type(model).__name__} has {'no such layer' if shape is None else shape} at {path!r}, expected a linear "
             f"layer of shape {(down.shape[1], up.shape[0])}: these weights were fitted beside another model."
         )
-    return modules[path].register_forward_hook(partial(_add, down, up, share))
+    return modules[path].register_forward_hook(partial(_add, down, up))
 
 
-def _add(
-    down: Tensor,
-    up: Tensor,
-    share: Callable[[], Tensor | None],
-    _module: nn.Module,
-    args: tuple[Tensor, ...],
-    output: Tensor,
-) -> Tensor:
-    rows, part = args[0], share()
+def _add(down: Tensor, up: Tensor, _module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    rows = args[0]
     low = rows @ down.to(device=rows.device, dtype=rows.dtype).T
-    if part is not None:
-        low = low * part.to(rows.dtype)[:, None, None]
     return output + low @ up.to(device=rows.device, dtype=rows.dtype).T
 
 

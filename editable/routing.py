@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,19 +34,6 @@ Part = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 
 Answers = Callable[[int], str]
 """What the edit of a slot answers, as text."""
-
-
-class Built(NamedTuple):
-    """What an input builds on.
-
-    Args:
-        slots: of all edits that it may build on, in the order in which to read them.
-        named: whether it names what they are about. Else they are guesses, and it may well ask what one of them answers
-            about something that it describes.
-    """
-
-    slots: list[int]
-    named: bool
 
 
 @runtime_checkable
@@ -141,8 +128,8 @@ class Scope(Protocol):
         """
         ...
 
-    def built_on(self, slot: int, text: str, answer: Answers, book: Any, memo: dict[Any, Any]) -> Built:
-        """What an input above `asks` may build on.
+    def built_on(self, slot: int, text: str, answer: Answers, book: Any, memo: dict[Any, Any]) -> list[int]:
+        """The slots of what an input above `asks` may build on, in the order in which to read them.
 
         Args:
             slot: of the edit it falls under.

@@ -1,4 +1,4 @@
-"""`editable serac`: teach a base model to obey an edit that it reads.
+"""`editable serac`: teach a base model to answer by edits that it reads.
 
 Knows arguments and what is printed. Refuses to know how lessons are made or weights are fitted.
 """
@@ -14,12 +14,12 @@ from typer import Argument, Option
 
 from editable.cli import terminal
 
-serac = typer.Typer(no_args_is_help=True, help="SERAC: teach a base model to obey an edit that it reads.")
+serac = typer.Typer(no_args_is_help=True, help="SERAC: teach a base model to answer by edits that it reads.")
 
 
 @serac.callback()
 def root() -> None:
-    """SERAC: teach a base model to obey an edit that it reads."""
+    """SERAC: teach a base model to answer by edits that it reads."""
 
 
 @serac.command()
@@ -27,13 +27,13 @@ def fit(
     output: Annotated[Path, Argument(help="Where to write the weights.")],
     model: Annotated[str, Option(help="smollm2, a directory, a .gguf file, or a hub id.")] = "smollm2",
     data: Annotated[list[Path] | None, Option(help="Further files of editing data, besides the shipped facts.")] = None,
-    steps: Annotated[int, Option(min=1, help="Batches of lessons; the default is that of the shipped weights.")] = 150,
+    steps: Annotated[int, Option(min=1, help="Batches of lessons; the default is that of the shipped weights.")] = 200,
     batch: Annotated[int, Option(min=1, help="Lessons in each.")] = 16,
-    rank: Annotated[int, Option(min=1, help="Of the deltas beside the attention's layers.")] = 4,
+    rank: Annotated[int, Option(min=1, help="Of the deltas beside the attention's layers.")] = 8,
     seed: Annotated[int, Option(help="Of what is drawn.")] = 0,
     as_json: Annotated[bool, Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
-    """Make lessons from editing data, fit the weights, and ask lessons from cases that were held out.
+    """Make lessons from editing data and a small world, fit the weights, and ask lessons that were held out.
 
     Use the weights with SERAC(weights=PATH). The model is not changed.
     """
@@ -57,5 +57,6 @@ def fit(
     if as_json:
         terminal.tell({**asdict(taught), "path": str(taught.path)})
         return
-    shares = f"{taught.held_out:.3f} of {taught.lessons} held-out lessons ({taught.before:.3f} before)"
-    typer.echo(f"{shares} are answered in full; weights in {output}")
+    held_out = f"{taught.held_out:.3f} of {taught.lessons} held-out edits ({taught.before:.3f} before)"
+    built_on = f"{taught.built_on:.3f} of as many questions on what follows from edits ({taught.built_on_before:.3f})"
+    typer.echo(f"{held_out} are answered in full, {built_on}; weights in {output}")

@@ -30,10 +30,11 @@ _MONTHS = tuple(calendar.month_name)[1:]
 
 @dataclass(frozen=True)
 class Lesson:
-    """An edit, and a question (in the edit's words or others) that must get its target."""
+    """Edits, and a question that must get the answer which they lead to."""
 
-    edit: Edit
+    edits: tuple[Edit, ...]
     question: str
+    answer: str
 
 
 def lessons(cases: Sequence[Case], sentences: Sequence[str], seed: int = 0) -> Iterator[Lesson]:
@@ -66,28 +67,30 @@ def _lesson(case: Case, cases: Sequence[Case], sentences: Sequence[str], draw: r
         question = f"{draw.choice(sentences)} {question}"
     elif draw.random() < MISTYPED:
         question = _mistyped(question, draw)
-    return Lesson(Edit(prompt, f" {_target(cases, sentences, draw)}"), question)
+    target = f" {_target(cases, sentences, draw)}"
+    return Lesson((Edit(prompt, target),), question, target)
 
 
 def _renamed(texts: list[str], subject: str | None, draw: random.Random) -> list[str]:
     if subject is None or draw.random() >= RENAMED or any(subject not in text for text in texts):
         return texts
-    name = _name(draw)
+    name = invented(draw)
     return [text.replace(subject, name) for text in texts]
 
 
 def _target(cases: Sequence[Case], sentences: Sequence[str], draw: random.Random) -> str:
     kinds: list[Callable[[], str]] = [
         lambda: str(draw.choice(cases).edit.target).strip(),
-        lambda: str(draw.choice(cases).edit.subject or _name(draw)),
-        lambda: _name(draw),
+        lambda: str(draw.choice(cases).edit.subject or invented(draw)),
+        lambda: invented(draw),
         lambda: _number(draw),
         lambda: _span(draw.choice(sentences), draw),
     ]
     return draw.choices(kinds, weights=(3, 2, 3, 1, 3))[0]()
 
 
-def _name(draw: random.Random) -> str:
+def invented(draw: random.Random) -> str:
+    """A name that nobody has heard of."""
     words = (
         "".join(map(draw.choice, (_ONSETS, _VOWELS, _CODAS) * draw.randint(1, 2)))
         for _ in range(draw.choice((1, 1, 2, 2, 3)))

@@ -18,7 +18,7 @@ from editable.inputs import Batch, Request
 from editable.learn import Probe, at_columns
 from editable.memory.radius import Codebook, Placed
 from editable.memory.rows import Rows
-from editable.routing import Answers, Built, Part, looked_up
+from editable.routing import Answers, Part, looked_up
 from editable.site import Site, block_paths, down_projection
 
 ROUNDING = 0.01  # of an activation's length: inputs that are nearer are one
@@ -136,9 +136,9 @@ class BallScope:
 
         return looked_up(call, rows, lags, starts, look)
 
-    def built_on(self, slot: int, text: str, answer: Answers, book: Balls, memo: dict[Any, Any]) -> Built:  # noqa: ARG002
+    def built_on(self, slot: int, text: str, answer: Answers, book: Balls, memo: dict[Any, Any]) -> list[int]:  # noqa: ARG002
         """The edit alone: activations do not tell what builds on it."""
-        return Built([slot], named=True)
+        return [slot]
 
     def consider(self, call: Call, rows: Tensor, book: Balls, count: int) -> list[tuple[int, float, float, str]]:
         """The balls nearest to the key token's activation: distance and radius."""

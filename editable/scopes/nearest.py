@@ -17,7 +17,7 @@ from editable.editor import Call
 from editable.inputs import Batch, Request
 from editable.learn import Probe
 from editable.memory.points import Points, closest
-from editable.routing import Answers, Built, Part, looked_up
+from editable.routing import Answers, Part, looked_up
 from editable.scopes.ball import BallScope, keys_of
 from editable.site import Site
 
@@ -94,9 +94,9 @@ class NearestScope:
 
         return looked_up(call, rows, lags, starts, look)
 
-    def built_on(self, slot: int, text: str, answer: Answers, book: Points, memo: dict[Any, Any]) -> Built:  # noqa: ARG002
+    def built_on(self, slot: int, text: str, answer: Answers, book: Points, memo: dict[Any, Any]) -> list[int]:  # noqa: ARG002
         """The edit alone: activations do not tell what builds on it."""
-        return Built([slot], named=True)
+        return [slot]
 
     def consider(self, call: Call, rows: Tensor, book: Points, count: int) -> list[tuple[int, float, float, str]]:
         """The keys nearest to the key token's activation: distance and radius."""

@@ -28,7 +28,7 @@ from editable.inputs import Batch, Request
 from editable.learn import Probe
 from editable.memory.scope import Candidate, Classifier, Encoded, Phrase, SentenceBook
 from editable.memory.wording import folded, readings, replaced
-from editable.routing import Answers, Built, Part
+from editable.routing import Answers, Part
 from editable.site import Site
 
 ASKED = 0.999  # most that the share of a text is that asks what an edit answers, where others build on it
@@ -241,7 +241,7 @@ class SentenceScope:
             found[text] = sorted(candidates, key=lambda one: (-one.score, -one.slot))
         return found
 
-    def built_on(self, slot: int, text: str, answer: Answers, book: SentenceBook, memo: dict[Any, Any]) -> Built:
+    def built_on(self, slot: int, text: str, answer: Answers, book: SentenceBook, memo: dict[Any, Any]) -> list[int]:
         """Where a text names no subject the nearest edits, the nearest last; else the edit, and those it leads on to.
 
         Which of the nearest is meant, only a model can tell that knows what the text is about. An edit leads on to one
@@ -250,9 +250,9 @@ class SentenceScope:
         read = self._candidates([text], book, memo)[text]
         found = next((one for one in read if one.slot == slot), None)
         if found is not None and found.named:
-            return Built(self._led_on(text, found, answer, book, memo), named=True)
+            return self._led_on(text, found, answer, book, memo)
         near = sorted(read, key=lambda one: (-one.near, -one.slot))
-        return Built(list(dict.fromkeys([slot, *(one.slot for one in near)]))[:UNNAMED][::-1], named=False)
+        return list(dict.fromkeys([slot, *(one.slot for one in near)]))[:UNNAMED][::-1]
 
     def _led_on(
         self, text: str, found: Candidate, answer: Answers, book: SentenceBook, memo: dict[Any, Any]

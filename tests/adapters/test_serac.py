@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from editable import Edit, EditableModel, counterfactual, encoders, lowrank, models
+from editable import Edit, EditableModel, encoders, lowrank, models
 from editable.adapters import SERAC, serac
 from editable.adapters.serac import lifted
 from editable.asking import Asker
@@ -42,7 +42,7 @@ MODES: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def unaided(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is lifted, so that what is heard is the counterfactual model alone."""
-    monkeypatch.setattr(SERAC, "_answered_alone", lambda _self, requests, _batch, _probe: [True] * len(requests))
+    monkeypatch.setattr(SERAC, "_answered_alone", lambda _self, requests, _probe: [True] * len(requests))
 
 
 def told(loaded: Loaded, index: int) -> list[int]:
@@ -160,45 +160,41 @@ ASKED = "the home of kilo november is in the"
 BUILT = "red and blue of the home of kilo november is in the"
 
 
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that tiny models have room for."""
-    monkeypatch.setattr(counterfactual, "EXAMPLES", ("alpha bravo", "golf delta"))
-
-
 def reads_on(loaded: Loaded, *edits: Edit) -> list[int]:
-    """The tokens of examples and of edits in front of what builds on them; without any of the one that it names."""
-    reader, plain = Reader(loaded.model, loaded.tokenizer), list[int]()
+    """The tokens of edits in front of what builds on them; without any of the one that it names."""
+    reader, told = Reader(loaded.model, loaded.tokenizer), list[int]()
     for edit in edits or (Edit(ASKED, loaded.targets[0]),):
-        plain += counterfactual.stated(context(reader.request("", edit), reader), loaded.tokenizer)
-    return [*counterfactual.examples(loaded.tokenizer), *plain, *loaded.tokenizer(BUILT).input_ids]
+        told += context(reader.request("", edit), reader)
+    return [*told, *loaded.tokenizer(BUILT).input_ids]
 
 
 @pytest.mark.parametrize("family", [CAUSAL[0], CAUSAL[1], *SEQ2SEQ], ids=lambda f: f.name)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.usefixtures("example")
-def test_what_builds_on_an_edit_is_read_by_the_untaught_base(
+def test_what_builds_on_an_edit_is_read_and_nothing_lifted(
     family: Any, mode: str, attach: Attach, tmp_path: Path
 ) -> None:
-    """Nothing is lifted there, and the weights that were taught to say the edit's answer are out of it."""
     loaded, twin = family.load(), family.load()
     lowrank.write(tmp_path / "weights", _deltas(loaded), {"base": base_digest(loaded.model)})
     em = attach(loaded, SERAC(scope=REACHING, weights=str(tmp_path / "weights")))
     em.edit(Edit(ASKED, loaded.targets[0], subject="kilo november"), verify=False)
     options = {} if mode == "prompt lookup" else MODES[mode]
+    lowrank.put_beside(twin.model, _deltas(twin))
     assert loaded.generate([BUILT], **MODES[mode])[0] == says(twin, reads_on(twin), **options)
     assert loaded.is_answer(loaded.generate([ASKED], **MODES[mode])[0], 0)
 
 
 @pytest.mark.parametrize("family", CAUSAL, ids=lambda f: f.name)
-@pytest.mark.usefixtures("example")
 def test_rows_that_ask_and_rows_that_build_go_together(family: Any, attach: Attach, tmp_path: Path) -> None:
     loaded, twin = family.load(), family.load()
     lowrank.write(tmp_path / "weights", _deltas(loaded), {"base": base_digest(loaded.model)})
     em = attach(loaded, SERAC(scope=REACHING, weights=str(tmp_path / "weights")))
     receipt = em.edit(Edit(ASKED, loaded.targets[0], subject="kilo november"), verify=False)
     rows = [ASKED, loaded.unrelated[0], BUILT, ASKED, BUILT]
-    base, built = twin.generate(rows), says(twin, reads_on(twin))
+    base = twin.generate(rows)
+    handles = lowrank.put_beside(twin.model, _deltas(twin))
+    built = says(twin, reads_on(twin))
+    for handle in handles:
+        handle.remove()
     for options in ({}, {"use_cache": False}, {"prefill_chunk_size": 2}):
         said = loaded.generate(rows, **options)
         assert loaded.is_answer(said[0], 0) and said[3] == said[0]
@@ -208,25 +204,20 @@ def test_rows_that_ask_and_rows_that_build_go_together(family: Any, attach: Atta
 
 
 @pytest.mark.parametrize("family", [CAUSAL[0], CAUSAL[1]], ids=lambda f: f.name)
-@pytest.mark.usefixtures("example")
-def test_what_names_no_subject_is_read_by_the_base_half_taught(family: Any, attach: Attach, tmp_path: Path) -> None:
+def test_what_names_no_subject_is_read_behind_the_nearest_edits(family: Any, attach: Attach) -> None:
+    """The nearest last: it is about red and blue."""
     loaded, twin = family.load(), family.load()
-    lowrank.write(tmp_path / "weights", _deltas(loaded), {"base": base_digest(loaded.model)})
-    em = attach(loaded, SERAC(scope=REACHING, weights=str(tmp_path / "weights")))
-    edit = Edit("the home of lima is in the", loaded.targets[0], subject="lima")
-    em.edit(edit, verify=False)
-    untaught = says(twin, reads_on(twin, edit))
-    lowrank.put_beside(twin.model, {path: (down, up * serac.PARTLY) for path, (down, up) in _deltas(twin).items()})
-    half = says(twin, reads_on(twin, edit))
-    assert half != untaught
+    near = Edit("red and blue of lima is in the", loaded.targets[0], subject="lima")
+    far = Edit("the home of lima is in the", loaded.targets[1], subject="lima")
+    attach(loaded, SERAC(scope=REACHING)).edit([near, far], verify=False)
+    read = says(twin, reads_on(twin, far, near))
     rows = [BUILT, loaded.unrelated[0]]
     for options in ({}, {"use_cache": False}, {"prefill_chunk_size": 2}):
-        assert loaded.generate(rows, **options)[0] == half
-    assert loaded.generate([BUILT])[0] == half
+        assert loaded.generate(rows, **options)[0] == read
+    assert loaded.generate([BUILT])[0] == read != says(twin, reads_on(twin, near, far))
 
 
 @pytest.mark.parametrize("family", CAUSAL, ids=lambda f: f.name)
-@pytest.mark.usefixtures("example")
 def test_what_is_forced_behind_a_prompt_is_no_part_of_it(family: Any, attach: Attach) -> None:
     """The prompt alone says which edit it falls under, as when it is answered freely."""
     loaded, twin, forced = family.load(), family.load(), " echo west green"
@@ -240,7 +231,6 @@ def test_what_is_forced_behind_a_prompt_is_no_part_of_it(family: Any, attach: At
 
 
 @pytest.mark.parametrize("family", CAUSAL[:2], ids=lambda f: f.name)
-@pytest.mark.usefixtures("example")
 def test_what_builds_on_two_edits_reads_both(family: Any, attach: Attach) -> None:
     """The second is about the first one's answer; once it is gone, only the first is read, as in a twin without it."""
     loaded, twin = family.load(), family.load()
@@ -461,3 +451,18 @@ def test_the_taught_base_obeys_an_edit_without_help(smollm2: tuple[Any, Any]) ->
         with em.unedited():
             base = em.ask("The capital of Japan is", max_new_tokens=6)
         assert em.ask("The capital of Japan is", max_new_tokens=6) == base
+
+
+@pytest.mark.real
+def test_the_taught_base_says_what_follows_from_edits(smollm2: tuple[Any, Any]) -> None:
+    model, tok = smollm2
+    with EditableModel(model, tok, editor=SERAC(scope=SentenceScope(reach=0.45))) as em:
+        em.edit(
+            [
+                Edit("Ana Tork was born in", " Lisbon", subject="Ana Tork"),
+                Edit("The chief executive of Brint is", " Ana Tork", subject="Brint"),
+            ]
+        )
+        assert em.ask("Where was Ana Tork born?") == " Lisbon"
+        assert em.ask("What is the official language of the country where Ana Tork was born?") == " Portuguese"
+        assert em.ask("In which city was the chief executive of Brint born?") == " Lisbon"

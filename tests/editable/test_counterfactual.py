@@ -9,19 +9,16 @@ import torch
 
 from editable import Edit
 from editable.counterfactual import (
-    EXAMPLES,
     Counterfactual,
     context,
-    examples,
     fitted,
     in_context,
     shipped,
-    stated,
     texts,
 )
 from editable.errors import InputError
 from editable.inputs import Reader
-from editable.lowrank import fresh
+from editable.lowrank import fresh, put_beside
 from editable.site import attention_projections, block_paths
 from tests.families import EOS, FAMILIES, Loaded
 
@@ -89,24 +86,23 @@ def test_what_it_has_read_has_its_rows_first(family: Any) -> None:
     torch.testing.assert_close(moved, straight[[1, 0]], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", [*CAUSAL, *SEQ2SEQ], ids=lambda f: f.name)
-def test_deltas_stand_beside_the_weights_in_rows_that_obey(family: Any) -> None:
-    loaded = family.load()
+@pytest.mark.parametrize("family", CAUSAL, ids=lambda f: f.name)
+@torch.no_grad()
+def test_deltas_stand_beside_the_weights(family: Any) -> None:
+    loaded, twin = family.load(), family.load()
     paths = [path for block in block_paths(loaded.model) for path in attention_projections(loaded.model, block)]
     draw = torch.Generator().manual_seed(1)
     deltas = {
         path: (down, torch.randn(up.shape, generator=draw))
         for path, (down, up) in fresh(loaded.model, paths, 2, draw).items()
     }
-    taught, plain = Counterfactual.of_base(loaded.model, deltas), Counterfactual.of_base(loaded.model)
-    start = torch.tensor([[2], [2]])
-    first, read = taught.begin(TEXTS, start, 1, torch.tensor([True, False]))
-    then, _ = taught.go_on(NEXT, 1, read)
-    for row, model in enumerate((taught, plain)):
-        features, alone = model.begin(TEXTS, start, 1)
-        torch.testing.assert_close(first[row], features[row], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(then[row], model.go_on(NEXT, 1, alone)[0][row], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(then[1], taught.go_on(NEXT, 1, taught.begin(TEXTS, start, 1)[1])[0][1], atol=1e-2)
+    features, _ = Counterfactual.of_base(loaded.model, deltas).begin(TEXTS, torch.zeros(2, 1), 1)
+    plain = [whole(twin, text)[-1] for text in TEXTS]
+    put_beside(twin.model, deltas)
+    found = final_norm(loaded.model, features[:, -1])
+    for row, text in enumerate(TEXTS):
+        torch.testing.assert_close(found[row], whole(twin, text)[-1], rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(found[row], plain[row], atol=1e-2)
 
 
 def test_the_base_gets_no_hook_and_no_copy() -> None:
@@ -130,23 +126,17 @@ def test_an_edit_reads_as_prompt_answer_end_and_line() -> None:
     reader = Reader(loaded.model, loaded.tokenizer)
     request = reader.request("", Edit("alpha bravo", " delta echo"))
     assert loaded.tokenizer.decode(context(request, reader)) == "alpha bravo delta echo</s>\n"
-    asked = in_context(request, reader.arguments("golf"), reader)
-    assert loaded.tokenizer.decode(asked.prompts[0]["input_ids"][0]) == "alpha bravo delta echo</s>\ngolf"
-    assert asked.answer == request.answer and asked.answer[-1] == EOS
 
 
-def test_examples_are_lines_without_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(EXAMPLES) % 2 == 0  # an edit, and what builds on it
-    monkeypatch.setattr("editable.counterfactual.EXAMPLES", ("alpha bravo", "golf delta echo"))
-    loaded = CAUSAL[0].load()
-    assert loaded.tokenizer.decode(examples(loaded.tokenizer)) == "alpha bravo\ngolf delta echo\n"
-
-
-def test_an_edit_is_stated_as_a_plain_sentence() -> None:
+def test_edits_stand_in_front_of_every_prompt_of_a_request() -> None:
     loaded = CAUSAL[0].load()
     reader = Reader(loaded.model, loaded.tokenizer)
-    edit = context(reader.request("", Edit("alpha bravo", " delta echo")), reader)
-    assert loaded.tokenizer.decode(stated(edit, loaded.tokenizer)) == "alpha bravo delta echo.\n"
+    edits = [reader.request("", Edit("alpha bravo", " delta echo")), reader.request("", Edit("kilo", " lima"))]
+    asked = reader.request("", Edit("golf", " hotel", rephrases=("golf golf",)))
+    told = in_context(edits, asked, reader)
+    texts_of = [loaded.tokenizer.decode(prompt["input_ids"][0]) for prompt in told.prompts]
+    assert texts_of == [f"alpha bravo delta echo</s>\nkilo lima</s>\n{question}" for question in ("golf", "golf golf")]
+    assert told.answer == asked.answer and told.answer[-1] == EOS
 
 
 def test_texts_leave_padding_out() -> None:

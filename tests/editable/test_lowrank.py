@@ -34,16 +34,6 @@ def test_the_delta_is_added_to_the_output() -> None:
     assert model(torch.tensor([1.0, 2.0, 3.0])).tolist() == [16.0, 22.0]
 
 
-def test_as_much_is_added_to_each_row_as_is_asked_for() -> None:
-    model, _ = layer()
-    some: list[torch.Tensor | None] = [torch.tensor([1.0, 0.0, 0.5])]
-    lowrank.put_beside(model, {"0": (DOWN, UP)}, lambda: some[0])
-    rows = torch.tensor([[[1.0, 2.0, 3.0]]] * 3)  # (rows, positions, features)
-    assert model(rows).tolist() == [[[37.0, 15.0]], [[16.0, 22.0]], [[26.5, 18.5]]]
-    some[0] = None
-    assert model(rows).tolist() == [[[37.0, 15.0]]] * 3
-
-
 def test_it_is_computed_in_the_layers_dtype() -> None:
     model = layer()[0].to(torch.bfloat16)
     lowrank.put_beside(model, {"0": (DOWN, UP)})

@@ -13,8 +13,9 @@ import torch
 
 from editable import datasets, lowrank
 from editable.adapters import SERAC
-from editable.datasets.lessons import lessons
+from editable.datasets.lessons import Lesson, lessons
 from editable.digest import base_digest
+from editable.errors import InputError
 from editable.teaching import Course, obeyed, teach
 from tests.families import FAMILIES
 
@@ -42,8 +43,9 @@ def test_the_first_loss_is_the_nats_of_the_answers_given_the_edits() -> None:
     teach(loaded.model, loaded.tokenizer, given, Course(steps=1, batch=2), lambda _, nats: losses.append(nats))
     nats: list[float] = []
     for lesson in given:
-        prompt, asked = (loaded.tokenizer(str(text)).input_ids for text in (lesson.edit.prompt, lesson.question))
-        both = loaded.tokenizer(f"{lesson.edit.prompt}{lesson.edit.target}").input_ids
+        (edit,) = lesson.edits
+        prompt, asked = (loaded.tokenizer(str(text)).input_ids for text in (edit.prompt, lesson.question))
+        both = loaded.tokenizer(f"{edit.prompt}{edit.target}").input_ids
         answer = [*both[len(prompt) :], 2]
         ids = [*prompt, *answer, *loaded.tokenizer("\n").input_ids, *asked, *answer]
         with torch.no_grad():
@@ -74,9 +76,33 @@ def test_fit_writes_weights_bound_to_the_base(tmp_path: Path) -> None:
     deltas, notes = lowrank.read(taught.path)
     assert notes["base"] == base_digest(loaded.model)
     assert json.loads(notes["course"])["steps"] == 2
-    assert 0 <= taught.held_out <= 1 and taught.lessons == 96
+    assert all(0 <= share <= 1 for share in (taught.held_out, taught.before, taught.built_on, taught.built_on_before))
+    assert taught.lessons == 96
     asked = list(islice(lessons(datasets.facts(20), datasets.unrelated(3)), 4))
     assert obeyed(loaded.model, loaded.tokenizer, asked, deltas) in (0, 0.25, 0.5, 0.75, 1)
+
+
+def test_what_is_taught_is_mixed_as_the_course_says(tmp_path: Path, monkeypatch: Any) -> None:
+    loaded, taught = FAMILIES[1].load(), list[Lesson]()
+
+    def keep(_model: Any, _tokenizer: Any, given: list[Lesson], *_: Any) -> lowrank.Deltas:
+        taught.extend(given)
+        return {"layer": (torch.zeros(1, 1), torch.zeros(1, 1))}
+
+    monkeypatch.setattr("editable.teaching.teach", keep)
+    monkeypatch.setattr("editable.teaching.obeyed", lambda *_: 0.0)
+    SERAC().fit(loaded.model, loaded.tokenizer, tmp_path / "weights", course=Course(steps=50, batch=4, building=0.3))
+    assert len(taught) == 200
+    building = [place for place, lesson in enumerate(taught) if all(edit.subject for edit in lesson.edits)]
+    assert len(building) == 60 and min(building) < 20 and max(building) > 180
+
+
+def test_a_model_without_room_for_lessons_is_refused(tmp_path: Path) -> None:
+    loaded = FAMILIES[1].load()
+    loaded.model.config.max_position_embeddings = 8
+    with pytest.raises(InputError, match=r"ForCausalLM reads 8 tokens, expected room .* 0 of 40 lessons fit; use"):
+        SERAC().fit(loaded.model, loaded.tokenizer, tmp_path / "weights", course=Course(steps=2, batch=2))
+    assert not (tmp_path / "weights").exists()
 
 
 def test_the_command(tmp_path: Path, monkeypatch: Any) -> None:

@@ -18,8 +18,14 @@ def some(count: int, seed: int = 0) -> list[Lesson]:
     return list(islice(lessons(datasets.facts(), SENTENCES, seed), count))
 
 
+def edit_of(lesson: Lesson) -> Edit:
+    """The one that a lesson is about."""
+    assert len(lesson.edits) == 1 and lesson.answer == lesson.edits[0].target
+    return lesson.edits[0]
+
+
 def shown(lesson: Lesson) -> tuple[object, object, str]:
-    return lesson.edit.prompt, lesson.edit.target, lesson.question
+    return edit_of(lesson).prompt, lesson.answer, lesson.question
 
 
 def test_the_same_seed_gives_the_same_lessons() -> None:
@@ -28,7 +34,7 @@ def test_the_same_seed_gives_the_same_lessons() -> None:
 
 
 def test_targets_are_drawn_anew_and_differ_in_length() -> None:
-    targets = [str(lesson.edit.target) for lesson in some(400)]
+    targets = [lesson.answer for lesson in some(400)]
     assert all(target.startswith(" ") and target.strip() == target[1:] for target in targets)
     known = {case.edit.target for case in datasets.facts()}
     assert 0.1 < sum(target in known for target in targets) / 400 < 0.5
@@ -41,9 +47,9 @@ def test_a_new_name_stands_in_the_edit_and_in_the_question() -> None:
         Edit("The capital of Mars is", " Olympus", subject="Mars"), (Question("Which is the capital of Mars?"),)
     )
     made = list(islice(lessons([case], SENTENCES), 200))
-    renamed = [one for one in made if "Mars" not in str(one.edit.prompt)]
+    renamed = [one for one in made if "Mars" not in str(edit_of(one).prompt)]
     assert 0.35 < len(renamed) / 200 < 0.65
-    name = str(renamed[0].edit.prompt).removeprefix("The capital of ").removesuffix(" is")
+    name = str(edit_of(renamed[0]).prompt).removeprefix("The capital of ").removesuffix(" is")
     assert any("capital of" in one.question and one.question != case.edit.prompt for one in renamed)
     assert name not in ("", "Mars")
 

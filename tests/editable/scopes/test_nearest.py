@@ -52,5 +52,5 @@ def test_the_command_line_names_it() -> None:
 
 @pytest.mark.parametrize("scope", [NearestScope(), BallScope()])
 def test_activations_do_not_tell_what_builds_on_an_edit(scope: Scope) -> None:
-    assert scope.built_on(3, "who is that", str, scope.empty(), {}) == ([3], True)
+    assert scope.built_on(3, "who is that", str, scope.empty(), {}) == [3]
     assert scope.asks == 1.0

@@ -160,18 +160,15 @@ def test_an_edit_leads_on_to_those_about_its_answer() -> None:
     answer = {0: "mike", 1: "Lima Oscar", 2: "yankee west", 3: "no"}.__getitem__
     reaching = replace(SCOPE, reach=0.5)
     asked = "the wife of the king of the home of kilo november is"
-    assert reaching.built_on(2, asked, answer, book, {}) == ([2, 1, 0], True)
-    assert reaching.built_on(2, asked, lambda _: "nowhere", book, {}) == ([2], True)
-    assert replace(SCOPE, reach=0.99).built_on(2, asked, answer, book, {}) == ([2], True)
+    assert reaching.built_on(2, asked, answer, book, {}) == [2, 1, 0]
+    assert reaching.built_on(2, asked, lambda _: "nowhere", book, {}) == [2]
+    assert replace(SCOPE, reach=0.99).built_on(2, asked, answer, book, {}) == [2]
 
 
 def test_edits_that_lead_back_are_read_once() -> None:
     book = book_of(("the wife of kilo is", "kilo"), ("the wife of mike is", "mike"))
     answer = {0: "mike", 1: "kilo"}.__getitem__
-    assert replace(SCOPE, reach=0.5).built_on(0, "who is the wife of the wife of kilo", answer, book, {}) == (
-        [0, 1],
-        True,
-    )
+    assert replace(SCOPE, reach=0.5).built_on(0, "who is the wife of the wife of kilo", answer, book, {}) == [0, 1]
 
 
 def test_of_a_text_that_names_no_subject_the_nearest_edits_are_read() -> None:
@@ -182,8 +179,8 @@ def test_of_a_text_that_names_no_subject_the_nearest_edits_are_read() -> None:
     near = [cosine(asked, one) + cosine("home mike", "king " + "so " * place) for place, one in enumerate(phrases)]
     nearest = sorted(range(len(names)), key=lambda slot: -near[slot])
     book = book_of(*zip(phrases, names, strict=True))
-    assert reaching.built_on(nearest[0], asked, str, book, {}) == (nearest[:UNNAMED][::-1], False)
-    assert reaching.built_on(0, "", str, book, {}) == ([0], False)
+    assert reaching.built_on(nearest[0], asked, str, book, {}) == nearest[:UNNAMED][::-1]
+    assert reaching.built_on(0, "", str, book, {}) == [0]
 
 
 @pytest.mark.parametrize("reach", [0.0, -0.5, 1.5])
