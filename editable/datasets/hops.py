@@ -19,9 +19,10 @@ from editable.datasets.lessons import Lesson, invented
 from editable.edit import Edit
 
 LENGTHS = {1: 0.1, 2: 0.6, 3: 0.25, 4: 0.05}  # how many questions follow so many relations
-EDITED = {0: 0.05, 1: 0.8, 2: 0.15}  # and have edits at so many of these
-BESIDE = (0, 0, 0, 1, 2, 4, 7)  # edits of other things in front of a question, each as often
-ALIKE = 0.5  # of these say something about another thing that the question asks about its own
+EDITED = {0: 0.1, 1: 0.75, 2: 0.15}  # and have edits at so many of these
+BESIDE = (0, 0, 0, 1, 2, 4, 7)  # edits that do not matter in front of a question, each as often
+ALIKE = 0.4  # of these say about another thing what the question asks about its own
+ELSE = 0.3  # say something else about a thing that the question is about
 INVENTED = 0.3  # of the things that edits are about are unheard of
 
 _WORLD = Path(__file__).parent / "world.jsonl"
@@ -129,7 +130,7 @@ def _lesson(
 ) -> Lesson:
     edits = [_edit(path[place], things[place], things[place + 1], draw) for place in edited]
     beside = max(draw.choice(BESIDE), 0 if edits else 1)
-    edits += [edit for edit in (_another(path, world, draw) for _ in range(beside)) if edit.subject not in things]
+    edits += [edit for edit in (_another(path, things, world, draw) for _ in range(beside)) if edit is not None]
     draw.shuffle(edits)
     return Lesson(tuple(edits), _question(path, things[0], draw), f" {things[-1]}")
 
@@ -138,9 +139,16 @@ def _edit(relation: Relation, thing: str, target: str, draw: random.Random) -> E
     return Edit(relation.worded(thing, draw), f" {target}", subject=thing)
 
 
-def _another(path: Sequence[Relation], world: World, draw: random.Random) -> Edit:
-    relation = draw.choice(path if draw.random() < ALIKE else world.relations)
-    return _edit(relation, world.thing(relation.of, draw), draw.choice(world.things[relation.to]), draw)
+def _another(path: Sequence[Relation], things: Sequence[str], world: World, draw: random.Random) -> Edit | None:
+    """An edit that does not matter to a question; None where the one drawn does."""
+    kind, place = draw.random(), draw.randrange(len(path))
+    relation = path[place] if kind < ALIKE else draw.choice(world.relations)
+    thing = world.thing(relation.of, draw)
+    if kind >= 1 - ELSE:
+        relation, thing = draw.choice(world.about[path[place].of]), things[place]
+    if (relation.name, thing) in {(one.name, own) for one, own in zip(path, things, strict=False)}:
+        return None
+    return _edit(relation, thing, draw.choice(world.things[relation.to]), draw)
 
 
 def _question(path: Sequence[Relation], thing: str, draw: random.Random) -> str:
