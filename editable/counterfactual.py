@@ -23,7 +23,7 @@ from editable.errors import InputError
 from editable.inputs import Reader, Request
 from editable.learn import shadow_of, shares_storage
 from editable.lowrank import Deltas, made_for, put_beside, read
-from editable.site import Site, block_paths, is_seq2seq
+from editable.site import Site, block_paths, context_length, is_seq2seq
 
 Read = Mapping[str, Tensor]
 """What a counterfactual model has read, rows first: of a decoder its keys and values, of an encoder-decoder the
@@ -70,11 +70,6 @@ class Counterfactual:
         return not self.is_base or shares_storage(self.model, self.base)
 
     @property
-    def _longest(self) -> int:
-        """Tokens that the model can read; without a limit of its own, more than there will be."""
-        return getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
-
-    @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -93,7 +88,8 @@ class Counterfactual:
             encoder-decoder at the n decoder positions. And what to go on with.
         """
         if is_seq2seq(self.model):
-            ids, mask = _padded([text[-self._longest :] for text in texts], left=False, device=self._device)
+            longest = context_length(self.model)
+            ids, mask = _padded([text[-longest:] for text in texts], left=False, device=self._device)
             states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
             return self._decoded({"states": states, "mask": mask, "heard": columns})
         ids, mask = _padded(texts, left=True, device=self._device)
@@ -135,7 +131,7 @@ class Counterfactual:
             arguments["logits_to_keep"] = last
         if "position_ids" in known:
             # Clamped above too: the text may just fit the base model's context, and not with an edit in front of it.
-            arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(0, self._longest - 1)[:, past:]
+            arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(0, context_length(self.model) - 1)[:, past:]
         features, cache = self._features(module, use_cache=True, **arguments)
         kept = {name: read[name] for name in ("mask", "columns")}
         for place, layer in enumerate(cache.layers):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from editable.errors import InputError
 from editable.labels import Labels
 from editable.pictures import Transform
 from editable.reading import Reading
-from editable.site import is_seq2seq, writes_text
+from editable.site import context_length, is_seq2seq, writes_text
 
 Arguments = Mapping[str, Tensor]
 """Forward kwargs of batch size 1."""
@@ -140,11 +139,6 @@ class Reader:
         return own if ends is None else int(ends)
 
     @property
-    def longest(self) -> float:
-        """Most tokens that the model can read; without a limit of its own, infinite."""
-        return getattr(getattr(self.model, "config", None), "max_position_embeddings", None) or math.inf
-
-    @property
     def pad(self) -> int:
         """What fills short rows; masked, so any token does."""
         pad = getattr(self.tokenizer, "pad_token_id", None)
@@ -251,7 +245,7 @@ class Reader:
         return list(self.tokenizer(target, add_special_tokens=False)["input_ids"])
 
     def _check_length(self, edit: Edit, prompts: Sequence[Arguments], answer: tuple[int, ...]) -> None:
-        limit, extra = self.longest, len(answer) if self.text and not self.seq2seq else 0
+        limit, extra = context_length(self.model), len(answer) if self.text and not self.seq2seq else 0
         for prompt in prompts:
             ids = prompt.get("input_ids")
             if ids is not None and ids.shape[1] + extra > limit:

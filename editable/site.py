@@ -136,6 +136,11 @@ def writes_text(model: nn.Module) -> bool:
     return bool(can_generate and can_generate() and model.get_output_embeddings() is not None)  # type: ignore[operator]
 
 
+def context_length(model: nn.Module) -> int:
+    """Most tokens that the model can read; without a limit of its own, more than there will be."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30
+
+
 def block_paths(model: nn.Module) -> list[str]:
     """Dotted paths of the repeated block stack in order: the decoder's, where there are two.
 

@@ -30,7 +30,7 @@ from editable.errors import InputError
 from editable.inputs import Batch, Reader, Request
 from editable.learn import Probe, reference_prompts, shadow_of
 from editable.lowrank import Deltas, fresh, put_beside
-from editable.site import attention_projections, block_paths
+from editable.site import attention_projections, block_paths, context_length
 
 HELD_OUT = 96  # lessons asked afterwards
 TOGETHER = 4  # lessons in one forward, of about the same length
@@ -211,11 +211,11 @@ def _drawn(
 
 def _fitting(reader: Reader, endless: Iterator[Lesson], count: int) -> list[Lesson]:
     """The first lessons that the model has room for."""
-    tried = islice(endless, count * TRIED)
-    found = list(islice((lesson for lesson in tried if _tokens(reader, lesson) <= reader.longest), count))
+    room, tried = context_length(reader.model), islice(endless, count * TRIED)
+    found = list(islice((lesson for lesson in tried if _tokens(reader, lesson) <= room), count))
     if len(found) < count:
         raise InputError(
-            f"{type(reader.model).__name__} reads {reader.longest} tokens, expected room for an edit and a question: "
+            f"{type(reader.model).__name__} reads {room} tokens, expected room for an edit and a question: "
             f"{len(found)} of {count * TRIED} lessons fit; use a model with a longer context."
         )
     return found

@@ -35,10 +35,8 @@ from editable.memory.sparse import SparseRows
 __all__ = ["SPLIT_GAP", "Codebook", "Placed"]
 
 HEAD = 128  # numbers of a key that are read first, or a quarter of all: mostly they tell that it is far
-MOST_TRIED, MORE = (
-    1024,
-    8,
-)  # keys that are guessed to be near, at most about; times as many, where none of some is seen
+MOST_TRIED = 1024  # keys that are guessed to be near, at most about
+MORE = 8  # times as many are guessed where none of some is seen
 AT_ONCE = 32  # keys that are measured sooner than bounded
 
 Numbers = NDArray[Any]

@@ -98,8 +98,8 @@ def hops(world: World, seed: int = 0) -> Iterator[Lesson]:
     draw = random.Random(seed)
     while True:
         path = world.path(draw.choices(list(LENGTHS), list(LENGTHS.values()))[0], draw)
-        most = draw.choices(list(EDITED), list(EDITED.values()))[0]
-        edited = set(draw.sample(range(len(path)), min(most, len(path))))
+        edits = draw.choices(list(EDITED), list(EDITED.values()))[0]
+        edited = set(draw.sample(range(len(path)), min(edits, len(path))))
         things = _walked(path, edited, world, draw)
         if things is not None:
             yield _lesson(path, edited, things, world, draw)

@@ -8,14 +8,7 @@ import pytest
 import torch
 
 from editable import Edit
-from editable.counterfactual import (
-    Counterfactual,
-    context,
-    fitted,
-    in_context,
-    shipped,
-    texts,
-)
+from editable.counterfactual import Counterfactual, context, fitted, in_context, shipped, texts
 from editable.errors import InputError
 from editable.inputs import Reader
 from editable.lowrank import fresh, put_beside

@@ -18,6 +18,7 @@ from editable.site import (
     Site,
     block_paths,
     classifier_head,
+    context_length,
     down_projection,
     feed_forward,
     find_module,
@@ -358,3 +359,9 @@ def test_the_weights_that_read_labels() -> None:
     packed[0].weight = nn.Parameter(torch.zeros(12, 1))
     with pytest.raises(SiteError, match="Module '0' is a Linear, expected a linear layer with plain weights"):
         label_rows(packed)
+
+
+def test_a_context_is_as_long_as_the_config_says_or_has_no_end() -> None:
+    llama = next(family for family in FAMILIES if family.name == "llama-gqa").load()
+    assert context_length(llama.model) == 128
+    assert context_length(nn.Linear(2, 2)) == 1 << 30
